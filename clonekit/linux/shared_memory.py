@@ -1,0 +1,67 @@
+"""Which calls a child that shares its parent's memory must not make, and why.
+
+The child of a vfork runs on the parent's memory. Calls that change that memory, or settings
+that the kernel keeps with it, would change the parent.
+"""
+
+from __future__ import annotations
+
+from clonekit.linux.abi import NUMBERS, lib
+
+_MEMORY = "it changes the memory that the child shares with its parent"
+_SETTING = (
+    "the kernel keeps this setting with the memory, which the child shares with its parent; "
+    "it needs a child with a memory of its own, which clonekit does not make yet"
+)
+_FLOW = "it would end or fork the machine that runs the program"
+
+#: Calls that are refused, each with the reason.
+REFUSED_CALLS: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            "mmap", "munmap", "mprotect", "mremap", "brk", "madvise", "process_madvise", "mbind",
+            "remap_file_pages", "pkey_mprotect", "pkey_alloc", "pkey_free", "mseal", "shmat",
+            "shmdt", "map_shadow_stack", "io_setup", "io_destroy", "userfaultfd", "uselib",
+            "modify_ldt", "move_pages", "migrate_pages", "set_mempolicy_home_node",
+            "set_robust_list", "set_tid_address", "rseq", "arch_prctl", "process_vm_writev",
+            "process_mrelease",
+        ),
+        _MEMORY,
+    ),
+    **dict.fromkeys(("mlock", "mlock2", "munlock", "mlockall", "munlockall", "membarrier"), _SETTING),
+    **dict.fromkeys(
+        ("clone", "clone3", "fork", "vfork", "exit", "exit_group", "rt_sigreturn", "restart_syscall"),
+        _FLOW,
+    ),
+    **dict.fromkeys(("execve", "execveat"), "a program ends with exec; use the step execute()"),
+    "rt_sigprocmask": "signals stay blocked until the last step; use set_signal_mask()",
+    "rt_sigaction": "a handler would run in the parent's memory; use reset_signals() or ignore_signals()",
+    "rt_sigsuspend": "signals stay blocked until the last step",
+    "setrlimit": "prlimit64 says the same on every architecture; use set_rlimit()",
+}  # fmt: skip
+
+#: prctl options that are refused, each with the reason.
+REFUSED_PRCTL: dict[int, str] = {
+    **dict.fromkeys(
+        (
+            lib.PR_SET_DUMPABLE, lib.PR_SET_MDWE, lib.PR_SET_THP_DISABLE,
+            lib.PR_SET_MEMORY_MERGE, lib.PR_MPX_ENABLE_MANAGEMENT,
+            lib.PR_MPX_DISABLE_MANAGEMENT, lib.PR_FUTEX_HASH,
+        ),
+        _SETTING,
+    ),
+    lib.PR_SET_MM: _MEMORY,
+    lib.PR_SET_VMA: _MEMORY,
+}  # fmt: skip
+
+#: Files that hold such settings: writing them through /proc/self changes the parent.
+REFUSED_FILES: dict[str, str] = {"coredump_filter": _SETTING}
+
+#: Calls after which a process of lesser rights could trace the child, and so our memory.
+CREDENTIAL_CALLS = frozenset(
+    NUMBERS[name]
+    for name in (
+        "setuid", "setgid", "setreuid", "setregid", "setresuid", "setresgid", "setfsuid",
+        "setfsgid", "setgroups", "capset",
+    )
+)  # fmt: skip

@@ -1,0 +1,32 @@
+"""The order of a declaration's steps, and why it is this one."""
+
+from __future__ import annotations
+
+#: Each phase with its reason. `Spec` follows this order always; a `Program` built from steps
+#: follows the caller's.
+PHASES: dict[str, str] = {
+    "clone": "what only the clone itself can say: new namespaces, the cgroup, who is told of the end",
+    "table": "the descriptor table becomes the child's own before anything opens or closes",
+    "maps": "ids must have a meaning in a new user namespace before anything is done with them",
+    "join": "namespaces are joined while we still have the capabilities that this takes",
+    "namespaces": "new namespaces are furnished: names, clocks",
+    "session": "a session and its terminal come before descriptors of the terminal are replaced",
+    "adjust": "what is written to /proc/self is, before credentials change and /proc/self is root's",
+    "opening": "files are opened and sockets bound with the parent's ids, in the parent's root",
+    "place": "then the root, the directory and the umask become the program's",
+    "vector": "descriptors get their numbers before a limit could forbid a number",
+    "limits": "limits are raised while we may, and after set-up has used what they bound",
+    "scheduling": "so are priorities",
+    "signals": "what becomes of each signal; all stay blocked until the last step",
+    "privileges": "securebits and the bounding set need CAP_SETPCAP, which the change of ids may drop",
+    "ids": "groups, then gid, then uid: each needs what the next takes away",
+    "capabilities": "the change of ids has cleared capabilities: they are set after it, ambient last",
+    "keys": "a session keyring belongs to the ids that make it",
+    "parent": "a change of ids clears the parent-death signal, so it is set now and the parent checked",
+    "prctl": "the process's other attributes",
+    "no_new_privs": "after all that may raise privileges; an unprivileged sandbox needs it",
+    "landlock": "the file system closes when nothing more is opened",
+    "seccomp": "the filter comes last: all that follows, exec included, must pass it",
+    "mask": "signals may arrive again when nothing but exec is left",
+    "exec": "the program begins",
+}

@@ -1,0 +1,294 @@
+"""The handle of a child: a pidfd, which cannot come to mean another process."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+
+from clonekit.linux.abi import NUMBERS, ffi, lib
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import resource
+    from collections.abc import Sequence
+    from types import TracebackType
+    from typing import Any, Self
+
+_MAKING = object()
+CLD_EXITED = 1
+
+
+class Exit:
+    """How a process ended.
+
+    Attributes:
+        status: the exit status 0 to 255, or None if a signal ended it.
+        signal: the signal's number, or None.
+        core: whether memory was dumped.
+        usage: `resource.struct_rusage` of the process and the children it waited for, or None
+            where the kernel did not say (the status came from PIDFD_GET_INFO).
+    """
+
+    __slots__ = ("_usage", "core", "signal", "status")
+
+    def __init__(
+        self, status: int | None, signal_number: int | None, *, core: bool, usage: tuple[int, ...] | None
+    ) -> None:
+        self.status = status
+        self.signal = signal_number
+        self.core = core
+        self._usage = usage
+
+    @property
+    def returncode(self) -> int:
+        """The status, or the signal's number below zero, as `subprocess` has it."""
+        return -self.signal if self.signal is not None else self.status or 0
+
+    @property
+    def usage(self) -> resource.struct_rusage | None:
+        """What the process used: seconds and, for `ru_maxrss`, KiB."""
+        if self._usage is None:
+            return None
+        import resource
+
+        seconds = self._usage
+        times = (seconds[0] + seconds[1] / 1e6, seconds[2] + seconds[3] / 1e6)
+        return resource.struct_rusage((*times, *self._usage[4:]))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Exit):
+            return NotImplemented
+        return (self.status, self.signal, self.core) == (other.status, other.signal, other.core)
+
+    def __hash__(self) -> int:
+        return hash((self.status, self.signal, self.core))
+
+    def __repr__(self) -> str:
+        if self.signal is not None:
+            return f"<Exit by signal {name_of_signal(self.signal)}{', core dumped' * self.core}>"
+        return f"<Exit with status {self.status}>"
+
+
+def name_of_signal(number: int) -> str:
+    """`SIGTERM` for 15."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return str(number)
+
+
+class Process:
+    """A process that was spawned, held by its pidfd.
+
+    As a context manager it leaves neither a stray child nor a zombie: at the block's end a child
+    that still runs is killed and reaped. A handle is safe to use from many threads.
+
+    Attributes:
+        pid: its number here; meaningful until it is reaped.
+        argv: what it was started with, or an empty tuple for one that was not started here.
+    """
+
+    __slots__ = ("__weakref__", "_exit", "_pidfd", "argv", "pid")
+
+    def __init__(self, token: object, pid: int, pidfd: int, argv: Sequence[Any] = ()) -> None:
+        if token is not _MAKING:
+            msg = "use spawn(), or Process.from_pid() and Process.from_pidfd() for one that runs already"
+            raise TypeError(msg)
+        self.pid = pid
+        self._pidfd = pidfd
+        self.argv = tuple(argv)
+        self._exit: Exit | None = None
+
+    @classmethod
+    def from_pid(cls, pid: int) -> Self:
+        """Hold a process by its number: pidfd_open. Only its parent can `wait` for it.
+
+        The number must be known to be its own, as that of an unreaped child is.
+
+        Raises: ProcessLookupError. Since: Linux 5.3. See: pidfd_open(2).
+        """
+        return cls(_MAKING, pid, os.pidfd_open(pid))
+
+    @classmethod
+    def from_pidfd(cls, pidfd: int) -> Self:
+        """Hold a process by a pidfd, which the handle then owns and closes.
+
+        Raises: ValueError if the descriptor is no pidfd.
+        """
+        with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as file:  # noqa: PTH123 - pathlib is slow to import
+            pids = [line.split()[1] for line in file if line.startswith("Pid:")]
+        if not pids:
+            msg = f"descriptor {pidfd} is no pidfd; make one with os.pidfd_open"
+            raise ValueError(msg)
+        return cls(_MAKING, int(pids[0]), pidfd)
+
+    @property
+    def pidfd(self) -> int:
+        """The pidfd, which the handle owns: readable when the process has ended. -1 when closed."""
+        return self._pidfd
+
+    def fileno(self) -> int:
+        """The pidfd, for `select` and its kin.
+
+        Raises: ValueError when the handle is closed.
+        """
+        if self._pidfd < 0:
+            msg = "the handle is closed"
+            raise ValueError(msg)
+        return self._pidfd
+
+    @property
+    def exit(self) -> Exit | None:
+        """How it ended, once `wait` or `poll` has seen that."""
+        return self._exit
+
+    def wait(self, timeout: float | None = None) -> Exit:
+        """Wait until it has ended, and reap it: waitid by pidfd. `timeout` is in seconds.
+
+        It sleeps until then; signal handlers run meanwhile.
+
+        Raises: TimeoutError; ChildProcessError if it is not our child, was reaped elsewhere or
+            SIGCHLD is ignored, and the kernel does not keep its status (Linux 6.15 does).
+        See: waitid(2), P_PIDFD.
+        """
+        if self._exit is not None:
+            return self._exit
+        if timeout is not None:
+            ended = self.poll()
+            if ended is not None:
+                return ended
+            self._sleep(timeout)
+        while True:
+            ended = self._reap(0)
+            if ended is not None:
+                return ended
+
+    def poll(self) -> Exit | None:
+        """How it ended, or None if it has not. It reaps, and does not wait."""
+        if self._exit is not None:
+            return self._exit
+        return self._reap(os.WNOHANG)
+
+    def _sleep(self, timeout: float) -> None:
+        import select
+
+        poller = select.poll()
+        poller.register(self.fileno(), select.POLLIN)
+        if not poller.poll(max(0.0, timeout) * 1000):
+            msg = f"{self!r} still runs after {timeout} s"
+            raise TimeoutError(msg)
+
+    def _reap(self, options: int) -> Exit | None:
+        ended = ffi.new("struct ck_exit *")
+        result = lib.ck_wait(self.fileno(), os.WEXITED | options, ended)
+        if result == 0:
+            if not ended.pid:
+                return None
+            by_signal = ended.code != CLD_EXITED
+            self._exit = Exit(
+                None if by_signal else ended.status,
+                ended.status if by_signal else None,
+                core=ended.code == lib.CLD_DUMPED,
+                usage=tuple(ended.usage)[:16],
+            )
+            return self._exit
+        if result == -errno.EINTR or self._exit is not None:
+            return self._exit
+        if result == -errno.ECHILD:
+            return self._kept_status(options)
+        raise OSError(-result, f"waitid: {os.strerror(-result)}")
+
+    def _kept_status(self, options: int) -> Exit | None:
+        """The status of a process that somebody else reaped, where the kernel keeps it."""
+        from clonekit.linux.pidfd import exit_code
+
+        if options & os.WNOHANG == 0:
+            self._sleep(86400 * 365)
+        code = exit_code(self.fileno())
+        if code is None:
+            msg = (
+                f"{self!r} cannot be waited for: it is not our child, or it was reaped elsewhere "
+                "(os.wait, SIGCHLD ignored); its status is lost"
+            )
+            raise ChildProcessError(errno.ECHILD, msg)
+        number = os.WTERMSIG(code)
+        self._exit = Exit(
+            None if number else os.WEXITSTATUS(code), number or None, core=os.WCOREDUMP(code), usage=None
+        )
+        return self._exit
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to this process and never to another: pidfd_send_signal.
+
+        Raises: ProcessLookupError when it has been reaped, PermissionError. See: pidfd_send_signal(2).
+        """
+        result = lib.ck_raw(NUMBERS["pidfd_send_signal"], self.fileno(), int(number), 0, 0, 0, 0)
+        if result < 0:
+            raise OSError(-result, f"pidfd_send_signal: {os.strerror(-result)}")
+
+    def terminate(self) -> None:
+        """Ask it to end: SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it: SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+    def getfd(self, fd: int) -> int:
+        """A descriptor of ours for the open file behind its descriptor `fd`: pidfd_getfd.
+
+        The number is the child's, the result ours, close-on-exec.
+
+        Raises: EPERM without the right to trace it, EBADF, ESRCH. Since: Linux 5.6.
+        See: pidfd_getfd(2).
+        """
+        from clonekit.linux.pidfd import pidfd_getfd
+
+        return pidfd_getfd(self.fileno(), fd)
+
+    def info(self) -> dict[str, int]:
+        """What the kernel tells of it: pids, ids, cgroup, exit: PIDFD_GET_INFO.
+
+        Raises: OSError (ENOTTY, EINVAL) before Linux 6.13. See: ioctl_pidfd(2).
+        """
+        from clonekit.linux.pidfd import pidfd_info
+
+        return pidfd_info(self.fileno())
+
+    def close(self) -> None:
+        """Close the pidfd. A process that still runs goes on, and nobody here can reap it."""
+        fd, self._pidfd = self._pidfd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pidfd < 0:
+            return
+        try:
+            if self._exit is None:
+                self.kill()
+                self.wait()
+        except (ProcessLookupError, ChildProcessError):
+            pass
+        finally:
+            self.close()
+
+    def __del__(self) -> None:
+        if self._pidfd >= 0:
+            self.close()
+
+    def __repr__(self) -> str:
+        state = "running" if self._exit is None else repr(self._exit)[1:-1].lower()
+        name = f" {os.fsdecode(self.argv[0])!r}" if self.argv else ""
+        return f"<Process {self.pid}{name}: {state}>"
+
+
+def made(pid: int, pidfd: int, argv: Sequence[Any]) -> Process:
+    """The handle of a child that was just spawned."""
+    return Process(_MAKING, pid, pidfd, argv)

@@ -1,0 +1,345 @@
+"""System calls as data: what a step yields, and how it becomes bytes for the machine.
+
+A step yields `Call`s (and, rarely, moves between registers and scratch). An operand is
+
+- an int: the value itself;
+- bytes: the address of these bytes in the program's image;
+- `Data`: the same, for a structure that points at others;
+- `Scratch` or a `Place` in one: an address in memory of this spawn alone, which the kernel or a
+  move may write;
+- `Slot`: a register: what an earlier call returned, or what the caller gives at each spawn;
+- `Fd`: a descriptor, given as the parent's number or as a slot.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from clonekit.errors import DeclarationError
+from clonekit.linux.abi import NUMBERS, lib
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from typing import TypeAlias
+
+    Operand: TypeAlias = "int | bytes | Data | Scratch | Place | Slot | Fd"
+    Record: TypeAlias = "Call | Move | Clone"
+    Records: TypeAlias = Iterator[Record]
+
+WORD = (1 << 64) - 1
+RECORD = struct.Struct("<BBHIH6B8s6Qq")
+STEP_AT = 2  # where a record's step stands in its bytes
+
+IMMEDIATE, IMAGE, SCRATCH, REGISTER = 0, 1, 2, 3
+EXACT, RETRY, TRY, EXEC = lib.CK_EXACT, lib.CK_RETRY, lib.CK_TRY, lib.CK_EXEC
+CALL, MOVE, NOWHERE = lib.CK_CALL, lib.CK_MOVE, lib.CK_NOWHERE
+MOST_REGISTERS = NOWHERE
+
+
+class Slot:
+    """A named register of the program: `$name` where it is shown.
+
+    A name that no step makes is an input: give it at each `program.spawn(name=...)`.
+    Two slots with one name are one register; a slot without a name is its step's own.
+    """
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str = "") -> None:
+        self.name = name
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Slot):
+            return NotImplemented
+        return self is other or (bool(self.name) and self.name == other.name)
+
+    def __hash__(self) -> int:
+        return hash(self.name) if self.name else id(self)
+
+    def __repr__(self) -> str:
+        return f"${self.name or '_'}"
+
+
+class Fd:
+    """A descriptor as an operand: the parent's number, or a slot that holds one."""
+
+    __slots__ = ("of",)
+
+    def __init__(self, of: object) -> None:
+        if isinstance(of, Fd):
+            of = of.of
+        if not isinstance(of, int | Slot):
+            fileno = getattr(of, "fileno", None)
+            if fileno is None:
+                msg = f"{of!r} is not a descriptor; give a number, an open file or a Slot"
+                raise DeclarationError(msg)
+            of = fileno()
+        if isinstance(of, bool) or (isinstance(of, int) and not 0 <= of < 1 << 31):
+            msg = f"{of!r} is not a descriptor; give a number from 0 up"
+            raise DeclarationError(msg)
+        self.of: int | Slot = of
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Fd) and self.of == other.of
+
+    def __hash__(self) -> int:
+        return hash(self.of)
+
+    def __repr__(self) -> str:
+        return f"fd {self.of}"
+
+
+class Data:
+    """A structure in the image. `pointers` maps offsets in it to what stands at that address."""
+
+    __slots__ = ("content", "pointers")
+
+    def __init__(self, content: bytes, pointers: Mapping[int, bytes | Data] | None = None) -> None:
+        self.content = content
+        self.pointers = pointers or {}
+
+
+class Vector:
+    """A NULL-terminated array of pointers to strings, packed whole: argv or envp."""
+
+    __slots__ = ("strings",)
+
+    def __init__(self, strings: Sequence[bytes]) -> None:
+        self.strings = strings
+
+
+class Scratch:
+    """Memory of one spawn: at its start `content`, with `pointers` to other places filled in."""
+
+    __slots__ = ("content", "pointers")
+
+    def __init__(
+        self, content: bytes, pointers: Mapping[int, bytes | Data | Scratch] | None = None
+    ) -> None:
+        self.content = content
+        self.pointers = pointers or {}
+
+    def at(self, offset: int) -> Place:
+        """The place `offset` bytes into it."""
+        return Place(self, offset)
+
+
+class Place:
+    """An address inside a `Scratch`."""
+
+    __slots__ = ("offset", "scratch")
+
+    def __init__(self, scratch: Scratch, offset: int) -> None:
+        self.scratch = scratch
+        self.offset = offset
+
+
+#: Filled by the parent at each spawn: the signal mask of the thread that spawns.
+CALLER_MASK = Scratch(bytes(8))
+#: Filled by the parent at each spawn: 64 sigactions, each "ignore" or "default" as it is there.
+CLEARED_DISPOSITIONS = Scratch(bytes(64 * 32))
+
+
+class Call:
+    """One system call, and what counts as its success.
+
+    `to` takes the result; `expect` is the only result that is success; `tolerate` names errnos
+    that are no failure; `retry` makes the call again after EINTR.
+    """
+
+    __slots__ = ("expect", "flags", "name", "operands", "to", "tolerate")
+
+    def __init__(
+        self,
+        name: str | int,
+        *operands: Operand | Vector,
+        to: Slot | None = None,
+        expect: int | None = None,
+        tolerate: tuple[int, ...] = (),
+        retry: bool = False,
+        flags: int = 0,
+    ) -> None:
+        self.name = name
+        self.operands = operands
+        self.to = to
+        self.expect = expect
+        self.tolerate = tolerate
+        self.flags = flags | (RETRY if retry else 0) | (EXACT if expect is not None else 0)
+
+
+class Move:
+    """A value between a register and scratch: load it (`to`) from `place`, or store `value` there."""
+
+    __slots__ = ("place", "to", "value", "width")
+
+    def __init__(
+        self, place: Place, *, to: Slot | None = None, value: Slot | Fd | int = 0, width: int = 4
+    ) -> None:
+        self.place = place
+        self.to = to
+        self.value = value
+        self.width = width
+
+
+class Clone:
+    """Not a call of the child's: what the clone that makes it is asked for."""
+
+    __slots__ = ("cgroup", "exit_signal", "flags", "owner")
+
+    def __init__(
+        self,
+        flags: int = 0,
+        *,
+        cgroup: Fd | None = None,
+        exit_signal: int | None = None,
+        owner: object = None,
+    ) -> None:
+        self.owner = owner
+        self.flags = flags
+        self.cgroup = cgroup
+        self.exit_signal = exit_signal
+
+
+class Assembler:
+    """Turns records into bytes: the records, the image, the template of scratch."""
+
+    __slots__ = (
+        "_addresses", "_places", "defined", "image", "input_names", "pointers", "records",
+        "registers", "relocations", "scratch",
+    )  # fmt: skip
+
+    def __init__(self, inputs: Iterable[Slot]) -> None:
+        self.records = bytearray()
+        self.image = bytearray()
+        self.scratch = bytearray()
+        self.pointers: list[tuple[int, int]] = []
+        self.relocations: list[tuple[int, int]] = []
+        self.registers: dict[Slot, int] = {slot: n for n, slot in enumerate(inputs)}
+        self.input_names = [slot.name for slot in self.registers]
+        self.defined = set(self.registers)
+        self._addresses: dict[bytes | Data | Vector, int] = {}
+        self._places: dict[Scratch, int] = {}
+
+    def address(self, data: bytes | Data | Vector) -> int:
+        """The offset of this data in the image, where equal bytes stand once."""
+        at = self._addresses.get(data)
+        if at is None:
+            at = self._addresses[data] = self._place(data)
+        return at
+
+    def _place(self, data: bytes | Data | Vector) -> int:
+        image = self.image
+        if type(data) is bytes:
+            at = len(image)
+            image += data
+            image += bytes(-len(image) % 8)
+            return at
+        if type(data) is Vector:
+            return self._place_vector(data.strings)
+        content = bytearray(data.content)  # type: ignore[union-attr]
+        for offset, target in data.pointers.items():  # type: ignore[union-attr]
+            struct.pack_into("<Q", content, offset, self.address(target))
+        at = len(image)
+        image += content
+        image += bytes(-len(image) % 8)
+        self.pointers += [(at + offset, 1) for offset in data.pointers]  # type: ignore[union-attr]
+        return at
+
+    def _place_vector(self, strings: Sequence[bytes]) -> int:
+        image = self.image
+        offsets = []
+        position = len(image)
+        for text in strings:
+            offsets.append(position)
+            position += len(text) + 1
+        block = b"\0".join(strings) + b"\0"
+        image += block
+        image += bytes(-len(image) % 8)
+        at = len(image)
+        if offsets:
+            self.pointers.append((at, len(offsets)))
+        image += struct.pack(f"<{len(offsets) + 1}Q", *offsets, 0)
+        return at
+
+    def place(self, scratch: Scratch) -> int:
+        """The offset of this room in scratch, made at its first use."""
+        known = self._places.get(scratch)
+        if known is not None:
+            return known
+        content = bytearray(scratch.content)
+        targets = []
+        for offset, target in scratch.pointers.items():
+            inner = isinstance(target, Scratch)
+            struct.pack_into(
+                "<Q", content, offset, self.place(target) if inner else self.address(target)  # type: ignore[arg-type]
+            )
+            targets.append((offset, SCRATCH if inner else IMAGE))
+        at = len(self.scratch)
+        self.scratch += content
+        self.scratch += bytes(-len(self.scratch) % 8)
+        self._places[scratch] = at
+        self.relocations += [(at + offset, kind) for offset, kind in targets]
+        return at
+
+    def placed(self, scratch: Scratch) -> int:
+        """Where this room is, or -1 if no record uses it."""
+        return self._places.get(scratch, -1)
+
+    def register(self, slot: Slot) -> int:
+        """The register of a slot, which must have been made by an earlier record."""
+        if slot not in self.defined:
+            msg = f"{slot} is used before the step that makes it; put that step first"
+            raise DeclarationError(msg)
+        return self.registers[slot]
+
+    def result(self, slot: Slot | None) -> int:
+        """The register that takes a result."""
+        if slot is None:
+            return NOWHERE
+        number = self.registers.setdefault(slot, len(self.registers))
+        if number >= MOST_REGISTERS:
+            msg = f"a program has at most {MOST_REGISTERS} slots"
+            raise DeclarationError(msg)
+        self.defined.add(slot)
+        return number
+
+    def operand(self, value: object) -> tuple[int, int]:
+        """What an operand is, and its 64 bits."""
+        kind = type(value)
+        if kind is Fd:
+            value = value.of  # type: ignore[attr-defined]
+            kind = type(value)
+        if kind is Slot:
+            return REGISTER, self.register(value)  # type: ignore[arg-type]
+        if kind is bytes or kind is Data or kind is Vector:
+            return IMAGE, self.address(value)  # type: ignore[arg-type]
+        if kind is Scratch:
+            return SCRATCH, self.place(value)  # type: ignore[arg-type]
+        if kind is Place:
+            return SCRATCH, self.place(value.scratch) + value.offset  # type: ignore[attr-defined]
+        return IMMEDIATE, int(value) & WORD  # type: ignore[call-overload, no-any-return]
+
+    def emit(self, record: Call | Move, step: int) -> None:
+        """Append one record that belongs to this step."""
+        kinds = [0, 0, 0, 0, 0, 0]
+        values = [0, 0, 0, 0, 0, 0]
+        if type(record) is Call:
+            name = record.name
+            nr = NUMBERS[name] if type(name) is str else name
+            for n, value in enumerate(record.operands):
+                if type(value) is int:
+                    values[n] = value & WORD
+                else:
+                    kinds[n], values[n] = self.operand(value)
+            self.records += RECORD.pack(
+                CALL, record.flags, step, nr, self.result(record.to), *kinds,
+                bytes(record.tolerate), *values, record.expect or 0,
+            )  # fmt: skip
+            return
+        kinds[0], values[0] = self.operand(record.place)
+        if record.to is None:
+            kinds[1], values[1] = self.operand(record.value)
+        self.records += RECORD.pack(
+            MOVE, 0, step, record.width, self.result(record.to), *kinds, b"", *values, 0
+        )

@@ -1,0 +1,138 @@
+"""A declaration: what the program shall be, in no order; the phases give the order."""
+
+from __future__ import annotations
+
+
+from clonekit.errors import DeclarationError
+from clonekit.phases import PHASES
+from clonekit.program import Program
+from clonekit.steps.execute import execute
+from clonekit.steps.signals import PYTHON_IGNORES
+from clonekit.steps.step import KINDS, Step
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from typing import Any
+
+    from clonekit.process import Process
+    from clonekit.steps.execute import Text
+
+#: Which steps each field of a declaration stands for.
+FIELDS: dict[str, list[Any]] = {}
+for _kind in KINDS.values():
+    if _kind.field:
+        FIELDS.setdefault(_kind.field, []).append(_kind)
+#: Fields that no step has: those of exec, and steps given as they are.
+OTHER_FIELDS = ("executable", "env", "steps", "check")
+RANK = {phase: rank for rank, phase in enumerate(PHASES)}
+ORDER = {name: order for order, name in enumerate(KINDS)}
+
+
+class Spec:
+    """A declaration as a value: `Spec(argv, fds=..., uid=..., ...)`. Immutable.
+
+    Fields are those of the steps (see the reference), and
+
+    - `executable`, `env`: as in the step `execute`;
+    - `steps`: further steps, each run in its own phase;
+    - `check`: ask the kernel before the spawn whether the file may be executed (AT_EXECVE_CHECK,
+      Linux 6.14).
+
+    A field that is None is as if it was not given.
+
+    Raises: DeclarationError for an unknown field, when it is made; for values, when compiled.
+    """
+
+    __slots__ = ("argv", "fields")
+
+    def __init__(self, argv: Sequence[Text], /, **fields: Any) -> None:
+        for name in fields:
+            if name not in FIELDS and name not in OTHER_FIELDS:
+                raise unknown_field(name)
+        self.argv = argv
+        self.fields: Mapping[str, Any] = {
+            name: value for name, value in fields.items() if value is not None
+        }
+
+    def replace(self, **fields: Any) -> Spec:
+        """The same declaration with these fields instead; None takes one away."""
+        return Spec(self.argv, **{**self.fields, **fields})
+
+    def steps(self) -> list[Step]:
+        """The declaration as steps, in the order of the phases."""
+        fields = self.fields
+        steps = [step for step in fields.get("steps", ())]
+        for name, value in with_defaults(fields).items():
+            for kind in FIELDS.get(name, ()):
+                steps += kind.of_field(value)
+        steps.sort(key=place)
+        steps.append(execute(self.argv, fields.get("executable"), fields.get("env")))
+        return steps
+
+    def program(self) -> Program:
+        """Compile it.
+
+        Raises: DeclarationError; OSError where `check` finds that the file may not be executed.
+        """
+        if self.fields.get("check"):
+            from clonekit.linux.execution import check_executable
+
+            check_executable(self.argv[0], self.fields.get("executable"), self.fields.get("env"))
+        return Program(self.steps())
+
+    def spawn(self, **slots: object) -> Process:
+        """Compile it and spawn it once."""
+        return self.program().spawn(**slots)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Spec):
+            return NotImplemented
+        return (list(self.argv), self.fields) == (list(other.argv), other.fields)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        inside = "".join(f", {name}={value!r}" for name, value in self.fields.items())
+        return f"Spec({list(self.argv)!r}{inside})"
+
+
+def place(step: Step) -> tuple[int, int]:
+    """Where a step stands: its phase, then the order of definition."""
+    return RANK[step.kind.phase], ORDER[step.kind.name]
+
+
+def with_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What a declaration means by what it does not say."""
+    fields = dict(fields)
+    fields.setdefault("sigdefault", PYTHON_IGNORES)
+    if ("uid" in fields or "gid" in fields) and "groups" not in fields and not denies_groups(fields):
+        fields["groups"] = ()
+    return fields
+
+
+def denies_groups(fields: Mapping[str, Any]) -> bool:
+    """A process that maps its own gid has given up setgroups."""
+    return "gid_map" in fields
+
+
+def unknown_field(name: str) -> DeclarationError:
+    """What was meant, perhaps."""
+    import difflib
+
+    known = [*FIELDS, *OTHER_FIELDS]
+    near = difflib.get_close_matches(name, known, 3)
+    told = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(sorted(known))}"
+    return DeclarationError(f"a declaration has no field {name!r}; {told}")
+
+
+def spawn(argv: Sequence[Text], /, **declaration: Any) -> Process:
+    """Make a process: the whole declaration at once, or a SpawnError and nothing.
+
+    Example: `spawn(["ls"], cwd="/tmp", fds={1: log}, rlimits={"cpu": 1}).wait()`.
+
+    Raises: SpawnError naming the step that failed; DeclarationError before anything is made.
+    """
+    return Spec(argv, **declaration).program().spawn()
+
+

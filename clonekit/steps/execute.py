@@ -1,0 +1,110 @@
+"""The last step: the program begins."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from clonekit.errors import DeclarationError
+from clonekit.linux.abi import lib
+from clonekit.records import EXEC, TRY, Call, Fd, Vector
+from clonekit.steps.opening import path_of
+from clonekit.steps.step import step
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from clonekit.records import Records
+
+    Text = str | bytes | os.PathLike[str]
+
+#: What does not hide another candidate's reason in a search.
+ABSENT = (errno.ENOENT, errno.ENOTDIR)
+
+
+def arguments(argv: Sequence[Text]) -> Vector:
+    """argv as the kernel takes it, checked."""
+    if isinstance(argv, str | bytes | os.PathLike):
+        msg = f"argv is {argv!r}; give a list of arguments, as [{argv!r}]"
+        raise DeclarationError(msg)
+    strings = [os.fsencode(text) for text in argv]
+    if not strings:
+        msg = "argv is empty; its first element is the program's name"
+        raise DeclarationError(msg)
+    if b"\0" in b"".join(strings):
+        msg = f"argv holds a NUL byte: {list(argv)!r}; a C string ends there, so remove it"
+        raise DeclarationError(msg)
+    return Vector(strings)
+
+
+def environment(env: Mapping[Text, Text] | None) -> Vector:
+    """envp as the kernel takes it: exactly `env`, or a copy of ours as it is now."""
+    if env is None:
+        ours: dict[bytes, bytes] = os.environ._data  # type: ignore[attr-defined] # noqa: SLF001 - encoding each again costs more than the rest of a spawn
+        return Vector([b"%b=%b" % item for item in ours.items()])
+    strings = []
+    for key, value in env.items():
+        name = os.fsencode(key)
+        if b"=" in name or not name:
+            msg = f"env: {key!r} cannot be a variable's name; it is empty or holds '='"
+            raise DeclarationError(msg)
+        strings.append(b"%b=%b" % (name, os.fsencode(value)))
+    if b"\0" in b"".join(strings):
+        msg = "env holds a NUL byte; a C string ends there, so remove it"
+        raise DeclarationError(msg)
+    return Vector(strings)
+
+
+def candidates(program: Text, env: Mapping[Text, Text] | None) -> list[bytes]:
+    """The paths that a program's name may mean, in the order of PATH."""
+    name = os.fsencode(program)
+    if b"/" in name:
+        return [name]
+    if not name:
+        msg = "the program's name is empty"
+        raise DeclarationError(msg)
+    path = ours_or(env)
+    return [b"%b/%b" % (directory or b".", name) for directory in path.split(b":")]
+
+
+def ours_or(env: Mapping[Text, Text] | None) -> bytes:
+    """The PATH that the program will have, or the system's default."""
+    if env is None:
+        found = os.environ._data.get(b"PATH")  # type: ignore[attr-defined] # noqa: SLF001 - as above
+    else:
+        found = env.get("PATH", env.get(b"PATH"))
+    return os.fsencode(os.defpath if found is None else found)
+
+
+@step(phase="exec")
+def execute(
+    argv: Sequence[Text],
+    executable: Text | int | object | None = None,
+    env: Mapping[Text, Text] | None = None,
+) -> Records:
+    """Begin the program: execve, or execveat for one given by descriptor.
+
+    Without `executable` the program is argv[0]: a path if it has a slash, else looked for in the
+    PATH that the program will have, in the child's root. Each candidate is tried; the error is
+    the last that is not ENOENT or ENOTDIR. `executable` is a path, or a descriptor of ours, an
+    object with `fileno()`, a `SealedProgram` or a Slot; argv[0] is then only a name. `env` is
+    the exact environment; None copies ours.
+
+    Raises: ENOENT, EACCES, ENOEXEC, ETXTBSY, E2BIG. ENOENT also for a script's missing
+    interpreter, and for a script given by descriptor. See: execve(2), execveat(2).
+    """
+    vector = arguments(argv)
+    variables = environment(env)
+    flags = EXEC | TRY
+    if executable is not None and not isinstance(executable, str | bytes | os.PathLike):
+        yield Call(
+            "execveat", Fd(executable), b"\0", vector, variables, lib.AT_EMPTY_PATH,
+            tolerate=ABSENT, flags=flags,
+        )  # fmt: skip
+        return
+    paths = candidates(argv[0], env) if executable is None else [os.fsencode(executable)]
+    for path in paths:
+        yield Call("execve", path_of(path), vector, variables, tolerate=ABSENT, flags=flags)
+
+

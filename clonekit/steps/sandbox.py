@@ -1,0 +1,131 @@
+"""The doors that close last: Landlock and seccomp; and calls that have no step of their own."""
+
+from __future__ import annotations
+
+import struct
+
+from clonekit.errors import DeclarationError
+from clonekit.linux.abi import NUMBERS, lib
+from clonekit.linux.shared_memory import REFUSED_CALLS, REFUSED_PRCTL
+from clonekit.records import Call, Data, Fd, Slot
+from clonekit.steps.step import Option, step
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from clonekit.records import Operand, Records
+
+INSTRUCTION_SIZE = 8
+MOST_INSTRUCTIONS = 4096
+
+
+@step(phase="landlock", field="landlock")
+def restrict_with_landlock(ruleset: object, flags: int = 0) -> Records:
+    """Enforce a Landlock ruleset that was made in the parent: landlock_restrict_self.
+
+    `ruleset` is its descriptor, or a `clonekit.linux.landlock.Ruleset`. It stays for good.
+
+    Raises: EPERM without no_new_privs or CAP_SYS_ADMIN, E2BIG above 16 layers, EOPNOTSUPP.
+    Since: Linux 5.13. See: landlock_restrict_self(2).
+    """
+    yield Call("landlock_restrict_self", Fd(ruleset), flags)
+
+
+def read_filter(path: str) -> bytes:
+    """The filter that a file holds, as struct sock_filter."""
+    with open(path, "rb") as file:  # noqa: PTH123 - pathlib is slow to import
+        return file.read()
+
+
+@step(phase="seccomp", field="seccomp", option=Option("FILE", read_filter))
+def install_seccomp_filter(program: bytes, flags: int = 0) -> Records:
+    """Install a filter, BPF instructions as the kernel's struct sock_filter: seccomp.
+
+    What follows must pass it: rt_sigprocmask for the signal mask, then execve (execveat for a
+    program given by descriptor). On the command line, a file that holds the instructions.
+
+    Raises: EACCES without no_new_privs or CAP_SYS_ADMIN, EINVAL for a filter that does not check.
+    Since: Linux 3.17. See: seccomp(2).
+    """
+    count, rest = divmod(len(program), INSTRUCTION_SIZE)
+    if rest or not 0 < count <= MOST_INSTRUCTIONS:
+        msg = (
+            f"seccomp: {len(program)} bytes are no filter; give 1 to {MOST_INSTRUCTIONS} "
+            f"instructions of {INSTRUCTION_SIZE} bytes each"
+        )
+        raise DeclarationError(msg)
+    fprog = Data(struct.pack("<HxxxxxxQ", count, 0), {8: bytes(program)})
+    yield Call("seccomp", lib.SECCOMP_SET_MODE_FILTER, flags, fprog)
+
+
+def parse_prctl(text: str) -> tuple[object, ...]:
+    """`PR_SET_NAME,123` or numbers."""
+    option, *arguments = text.split(",")
+    return option, *(int(argument, 0) for argument in arguments)
+
+
+@step(
+    phase="prctl",
+    field="prctl",
+    each=lambda calls: [tuple(call) for call in calls],
+    option=Option("OPTION[,ARG...]", parse_prctl, list),
+)
+def set_attribute(option: int | str, *arguments: Operand) -> Records:
+    """Any prctl that has no step of its own, by name or number: prctl.
+
+    Options that act on the memory that the child shares with its parent are refused.
+
+    Raises: what the option raises. See: prctl(2).
+    """
+    if isinstance(option, str) and not option.isdecimal():
+        number = getattr(lib, "PR_" + option.upper().removeprefix("PR_"), None)
+        if not isinstance(number, int):
+            msg = f"prctl: {option!r} is no option known here; give its number"
+            raise DeclarationError(msg)
+    else:
+        number = int(option)
+    if number in REFUSED_PRCTL:
+        msg = f"prctl: option {option}: {REFUSED_PRCTL[number]}"
+        raise DeclarationError(msg)
+    yield Call("prctl", number, *arguments, *(0,) * (4 - len(arguments)))
+
+
+@step(phase="prctl")
+def system_call(
+    name: str | int,
+    *operands: Operand,
+    expect: int | None = None,
+    tolerate: Iterable[int] = (),
+    retry: bool = False,
+    result: str | None = None,
+) -> Records:
+    """Any other system call, by name or number.
+
+    Operands are integers, bytes (their address is passed), `Data`, `Scratch`, `Slot` and `Fd`.
+    `expect` is the only result that is success, `tolerate` names errnos that are none, `result`
+    names the slot for what it returns. Calls that change the shared memory are refused.
+
+    Raises: what the call raises. See: syscalls(2).
+    """
+    from clonekit.linux.abi import name_of
+
+    known = name_of(name) if isinstance(name, int) else name
+    if isinstance(name, str) and name not in NUMBERS:
+        msg = f"{name!r} is no system call of this machine; give its number"
+        raise DeclarationError(msg)
+    if known in REFUSED_CALLS:
+        msg = f"{known}: {REFUSED_CALLS[known]}"
+        raise DeclarationError(msg)
+    if known == "prctl" and operands[:1] and operands[0] in REFUSED_PRCTL:
+        msg = f"prctl: option {operands[0]}: {REFUSED_PRCTL[operands[0]]}"  # type: ignore[index]
+        raise DeclarationError(msg)
+    if len(operands) > 6:  # noqa: PLR2004 - the kernel's own limit
+        msg = f"{known}: a system call has at most 6 operands, not {len(operands)}"
+        raise DeclarationError(msg)
+    errnos = tuple(tolerate)
+    if len(errnos) > lib.CK_TOLERATED or not all(0 < number < 256 for number in errnos):  # noqa: PLR2004
+        msg = f"{known}: tolerate at most {lib.CK_TOLERATED} errnos, each below 256"
+        raise DeclarationError(msg)
+    slot = None if result is None else Slot(result)
+    yield Call(name, *operands, to=slot, expect=expect, tolerate=errnos, retry=retry)

@@ -1,0 +1,132 @@
+"""What a step is: a small function that yields system calls, known by its name.
+
+From the one block that defines a step come the declaration's field, the command line's option
+and its help, the line that `explain` prints and the row in the reference table.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any, ParamSpec
+
+    from clonekit.records import Records
+
+    P = ParamSpec("P")
+
+#: Every step, by name, in the order of definition.
+KINDS: dict[str, Kind] = {}
+
+
+class Option:
+    """How the command line writes a field: one text becomes one value.
+
+    `many` says that the option may be repeated: its values make a `list`, or a `dict` from pairs.
+    A flag has no text: its presence means True.
+    """
+
+    __slots__ = ("many", "metavar", "parse")
+
+    def __init__(
+        self,
+        metavar: str = "",
+        parse: Callable[[str], Any] = str,
+        many: type[list[Any]] | type[dict[Any, Any]] | None = None,
+    ) -> None:
+        self.metavar = metavar
+        self.parse = parse
+        self.many = many
+
+
+class Kind:
+    """One step of the library: its phase, its field in a declaration, its function."""
+
+    __slots__ = ("each", "field", "function", "name", "option", "phase")
+
+    def __init__(
+        self,
+        function: Callable[..., Records],
+        phase: str,
+        field: str | None,
+        each: Callable[[Any], Iterable[tuple[Any, ...]]] | None,
+        option: Option | None,
+    ) -> None:
+        self.function = function
+        self.name = function.__name__
+        self.phase = phase
+        self.field = field
+        self.each = each
+        self.option = option
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Step:
+        return Step(self, arguments, keywords)
+
+    def __repr__(self) -> str:
+        return f"<step {self.name}, phase {self.phase}>"
+
+    @property
+    def doc(self) -> str:
+        """The step's documentation."""
+        return self.function.__doc__ or ""
+
+    def of_field(self, value: Any) -> Iterable[Step]:
+        """The steps that a declaration's value of this field stands for."""
+        if self.each is not None:
+            return [Step(self, arguments, {}) for arguments in self.each(value)]
+        if value is True:
+            return [Step(self, (), {})]
+        return [] if value is False else [Step(self, (value,), {})]
+
+
+class Step:
+    """A step with its arguments: an element of a program."""
+
+    __slots__ = ("arguments", "keywords", "kind")
+
+    def __init__(self, kind: Kind, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        self.kind = kind
+        self.arguments = arguments
+        self.keywords = keywords
+
+    @property
+    def phase(self) -> str:
+        """The phase of the declaration's order that it belongs to."""
+        return self.kind.phase
+
+    def records(self) -> Records:
+        """The system calls that it stands for."""
+        return self.kind.function(*self.arguments, **self.keywords)
+
+    def __repr__(self) -> str:
+        inside = [readable(value) for value in self.arguments]
+        inside += [f"{key}={readable(value)}" for key, value in self.keywords.items()]
+        return f"{self.kind.name}({', '.join(inside)})"
+
+
+def readable(value: object) -> str:
+    """An argument as a person would write it, shortened where it is long."""
+    if isinstance(value, bytes) and len(value) > 32:  # noqa: PLR2004 - the width of a column
+        return f"<{len(value)} bytes>"
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."  # noqa: PLR2004 - likewise
+
+
+def step(
+    *,
+    phase: str,
+    field: str | None = None,
+    each: Callable[[Any], Iterable[tuple[Any, ...]]] | None = None,
+    option: Option | None = None,
+) -> Callable[[Callable[P, Records]], Callable[P, Step]]:
+    """Make a generator of records a step.
+
+    `field` is its name in a declaration; `each` turns that field's value into the arguments of
+    one or more steps (by default the value is the one argument, and True means "no argument").
+    """
+
+    def register(function: Callable[P, Records]) -> Callable[P, Step]:
+        kind = KINDS[function.__name__] = Kind(function, phase, field, each, option)
+        return kind
+
+    return register
