@@ -47,11 +47,13 @@ class Arranged:
 
     __slots__ = ("above", "clone", "fd_slots", "guard", "inputs", "kept", "lists")
 
-    def __init__(self, steps: Sequence[Step]) -> None:
+    def __init__(self, steps: list[Step]) -> None:
         self.lists: list[list[Record]] = []
         self.clone: list[Clone] = []
         vector = self._expand(steps)
         self._cross(vector, steps[vector].arguments[0])
+        if steps[0].kind is OWN_TABLE:
+            steps[0] = own_table(self.above)
         self.inputs = self._find_inputs()
         self.guard = guarded(self.lists, self.clone)
 

@@ -46,7 +46,7 @@ class SpawnError(OSError):
         text = f"{self.step or self.syscall}: {reason} ({where})"
         if self.arguments:
             text += f": {self.arguments}: {self.strerror}"
-        return f"{text}. {self.hint}" if self.hint else text
+        return f"{text}; {self.hint}" if self.hint else text
 
 
 _classes: dict[type[OSError], type[SpawnError]] = {OSError: SpawnError}

@@ -1,2 +1,171 @@
-def failure(program, outcome, inputs):
-    return RuntimeError((outcome.stage, outcome.record, outcome.result, program.steps[program.step_of[outcome.record]] if outcome.stage>=4 else None))
+"""From what the machine reported to an error that names the step, and the likely cause."""
+
+from __future__ import annotations
+
+import errno
+
+from clonekit.errors import DeclarationError, SpawnError, spawn_error
+from clonekit.explain import clone_text, one
+from clonekit.linux.abi import lib
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from clonekit.program import Program
+
+#: The first kernel that has a call, for the ENOSYS of an older one.
+FIRST_KERNEL = {
+    "clone3": "5.3",
+    "close_range": "5.9",
+    "landlock_restrict_self": "5.13",
+    "openat2": "5.6",
+    "pidfd_getfd": "5.6",
+    "pidfd_open": "5.3",
+    "seccomp": "3.17",
+}
+#: The first kernel that has a clone flag, for the EINVAL of an older one.
+FIRST_KERNEL_OF_FLAG = (
+    (lib.CLONE_AUTOREAP, "CLONE_AUTOREAP", "7.1"),
+    (lib.CLONE_NNP, "CLONE_NNP", "7.1"),
+    (lib.CLONE_PIDFD_AUTOKILL, "CLONE_PIDFD_AUTOKILL", "7.1"),
+    (lib.CLONE_EMPTY_MNTNS, "CLONE_EMPTY_MNTNS", "7.1"),
+)
+#: What a call's EPERM (or EACCES) mostly means.
+CAPABILITY = {
+    "bind": "CAP_NET_BIND_SERVICE for a port below 1024",
+    "capset": "to hold each capability that it sets",
+    "chroot": "CAP_SYS_CHROOT",
+    "ioprio_set": "CAP_SYS_NICE or CAP_SYS_ADMIN",
+    "prlimit64": "CAP_SYS_RESOURCE to raise a hard limit",
+    "sched_setattr": "CAP_SYS_NICE or RLIMIT_RTPRIO",
+    "setdomainname": 'CAP_SYS_ADMIN in the UTS namespace; a new one is namespaces=["uts"]',
+    "setgroups": "CAP_SETGID; groups='keep' leaves them as they are",
+    "sethostname": 'CAP_SYS_ADMIN in the UTS namespace; a new one is namespaces=["uts"]',
+    "setns": "CAP_SYS_ADMIN in the namespace and in our own user namespace",
+    "setpriority": "CAP_SYS_NICE or RLIMIT_NICE",
+    "setresgid": "CAP_SETGID",
+    "setresuid": "CAP_SETUID",
+    "unshare": "CAP_SYS_ADMIN",
+}
+
+
+def failure(program: Program, outcome: Any, inputs: Any) -> Exception:
+    """The error for an outcome that is not success."""
+    if outcome.stage == lib.CK_NOT_OPEN:
+        return DeclarationError(
+            f"descriptor {outcome.record} is not open here; leave it out, or open it first"
+        )
+    count = len(program.steps)
+    if outcome.stage in (lib.CK_NO_MEMORY, lib.CK_NO_CLONE):
+        number = -outcome.result
+        if outcome.stage == lib.CK_NO_MEMORY:
+            return spawn_error(number, step_count=count, syscall="mmap")
+        call = clone_text(program)
+        return spawn_error(
+            number, syscall=call.partition("(")[0], arguments=call, step_count=count,
+            hint=clone_hint(number, program.clone_flags),
+        )  # fmt: skip
+    entry = one(program, outcome.record)
+    details = {
+        "step": entry["step"], "step_number": entry["step_number"], "step_count": count,
+        "phase": entry["phase"], "syscall": entry.get("syscall", ""), "arguments": entry["text"],
+    }  # fmt: skip
+    if outcome.stage == lib.CK_KILLED:
+        return killed(outcome.result, details)
+    result = outcome.result
+    number = -result if result < 0 else errno.EIO
+    message = None if result < 0 else f"the call returned {result}, which is not what was expected"
+    hint = hint_for(number, entry, program)
+    return spawn_error(number, message, **details, hint=hint)
+
+
+def killed(number: int, details: dict[str, Any]) -> SpawnError:
+    """The error for a child that a signal ended before its exec."""
+    hint = ""
+    if number == 31:  # noqa: PLR2004 - SIGSYS, on both architectures
+        hint = f"the seccomp filter does not allow {details['syscall']}, which follows it"
+    message = f"the child was killed by signal {number} before its exec"
+    return spawn_error(errno.ECHILD, message, **details, signal=number, hint=hint)
+
+
+def clone_hint(number: int, flags: int) -> str:
+    """Why a clone was refused."""
+    if number == errno.ENOSYS:
+        return (
+            "clone3 is refused (a container's old seccomp profile does that), or the kernel is older "
+            "than Linux 5.3; compile the declaration again to use clone"
+        )
+    if number == errno.EINVAL:
+        newer = [(name, first) for flag, name, first in FIRST_KERNEL_OF_FLAG if flags & flag]
+        if newer:
+            return "; ".join(f"{name} needs Linux {first}" for name, first in newer)
+    if number in (errno.EPERM, errno.EACCES):
+        if flags & lib.CLONE_NEWUSER:
+            return user_namespace_hint()
+        if flags & lib.CLONE_INTO_CGROUP and number == errno.EACCES:
+            return "the right to write the cgroup's cgroup.procs, and that of the common ancestor"
+        return 'new namespaces need CAP_SYS_ADMIN; add "user" to namespaces to have it inside'
+    if number == errno.ENOSPC and flags & lib.CLONE_NEWUSER:
+        return "the limit of nested or of user namespaces is reached (user.max_user_namespaces)"
+    if number == errno.EAGAIN:
+        return "RLIMIT_NPROC or the pids limit of the cgroup is reached"
+    if number == errno.EBUSY and flags & lib.CLONE_INTO_CGROUP:
+        return "the group has domain controllers enabled for its children; use one of those"
+    return ""
+
+
+def user_namespace_hint() -> str:
+    """Which of the known switches forbids user namespaces here."""
+    for path, value, told in (
+        ("kernel/apparmor_restrict_unprivileged_userns", "1", "AppArmor restricts them"),
+        ("kernel/unprivileged_userns_clone", "0", "unprivileged ones are switched off"),
+        ("user/max_user_namespaces", "0", "their number is limited to none"),
+    ):
+        try:
+            with open(f"/proc/sys/{path}", encoding="ascii") as file:  # noqa: PTH123 - pathlib is slow to import
+                if file.read().strip() == value:
+                    return f"user namespaces: {told} (sysctl {path.replace('/', '.')})"
+        except OSError:
+            continue
+    return "user namespaces are refused here (a seccomp profile, a security module, or a chroot)"
+
+
+def hint_for(number: int, entry: dict[str, Any], program: Program) -> str:
+    """Why a step's call was refused, where the cause is known."""
+    syscall = entry.get("syscall", "")
+    if number == errno.ENOSYS and syscall in FIRST_KERNEL:
+        return f"{syscall} needs Linux {FIRST_KERNEL[syscall]}, or is refused by a seccomp filter"
+    if syscall in ("execve", "execveat"):
+        return exec_hint(number, syscall)
+    if number not in (errno.EPERM, errno.EACCES):
+        return ""
+    if syscall in ("seccomp", "landlock_restrict_self"):
+        return "without CAP_SYS_ADMIN this needs no_new_privs=True"
+    if entry["phase"] == "maps":
+        if program.clone_flags & lib.CLONE_NEWUSER:
+            return f"{user_namespace_hint()}; or the id outside is not ours"
+        return 'maps are written in a new user namespace: add "user" to namespaces'
+    if syscall in CAPABILITY:
+        return f"it takes {CAPABILITY[syscall]}"
+    return ""
+
+
+def exec_hint(number: int, syscall: str) -> str:
+    """Why a program could not begin."""
+    if number == errno.ETXTBSY:
+        return (
+            "somebody has the file open for writing, perhaps a child that another thread has just "
+            "forked; a SealedProgram cannot be busy"
+        )
+    if number == errno.ENOENT and syscall == "execveat":
+        return "a script given by a close-on-exec descriptor cannot be read again; give its path"
+    if number == errno.EACCES:
+        return "it is not executable, its file system is mounted noexec, or a directory is closed"
+    if number == errno.ENOEXEC:
+        return "it is neither a binary for this machine nor a script that begins with #!"
+    if number == errno.EAGAIN:
+        return "RLIMIT_NPROC is exceeded for the new uid"
+    return ""
+
+

@@ -190,7 +190,7 @@ class Process:
                 None if by_signal else ended.status,
                 ended.status if by_signal else None,
                 core=ended.code == lib.CLD_DUMPED,
-                usage=tuple(ended.usage)[:16],
+                usage=tuple(ended.usage),
             )
             return self._exit
         if result == -errno.EINTR or self._exit is not None:

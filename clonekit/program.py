@@ -52,9 +52,10 @@ class Program:
 
     def __init__(self, steps: Iterable[Step]) -> None:
         has_clone3 = bool(lib.ck_has_clone3())
-        self.steps: tuple[Step, ...] = tuple(completed(list(steps), has_clone3=has_clone3))
-        self.argv: tuple[Any, ...] = tuple(self.steps[-1].arguments[0])
-        arranged = Arranged(self.steps)
+        steps = completed(list(steps), has_clone3=has_clone3)
+        arranged = Arranged(steps)
+        self.steps: tuple[Step, ...] = tuple(steps)
+        self.argv: tuple[Any, ...] = tuple(steps[-1].arguments[0])
         self.owners = [entry.owner for entry in arranged.clone if entry.owner is not None]
         self._inputs = tuple(arranged.inputs)
         self.inputs: tuple[str, ...] = tuple(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 
+from clonekit.arrange import open_stdio
 from clonekit.errors import DeclarationError
 from clonekit.phases import PHASES
 from clonekit.program import Program
@@ -67,7 +68,8 @@ class Spec:
             for kind in FIELDS.get(name, ()):
                 steps += kind.of_field(value)
         steps.sort(key=place)
-        steps.append(execute(self.argv, fields.get("executable"), fields.get("env")))
+        of_exec = {name: fields[name] for name in ("executable", "env") if name in fields}
+        steps.append(execute(self.argv, **of_exec))
         return steps
 
     def program(self) -> Program:
@@ -106,6 +108,8 @@ def with_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
     """What a declaration means by what it does not say."""
     fields = dict(fields)
     fields.setdefault("sigdefault", PYTHON_IGNORES)
+    if "fds" not in fields:
+        fields["fds"] = open_stdio()
     if ("uid" in fields or "gid" in fields) and "groups" not in fields and not denies_groups(fields):
         fields["groups"] = ()
     return fields

@@ -100,7 +100,10 @@ class Step:
 
     def __repr__(self) -> str:
         inside = [readable(value) for value in self.arguments]
-        inside += [f"{key}={readable(value)}" for key, value in self.keywords.items()]
+        inside += [
+            f"{key}={f'<{len(value)} variables>' if key == 'env' else readable(value)}"
+            for key, value in self.keywords.items()
+        ]
         return f"{self.kind.name}({', '.join(inside)})"
 
 

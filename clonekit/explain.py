@@ -1,0 +1,234 @@
+"""Read a program's records back: each system call with its arguments, as strace would write them.
+
+What is shown comes from the bytes that the machine runs, not from the steps that made them.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+
+from clonekit.linux.abi import lib, name_of
+from clonekit.records import IMAGE, MOVE, NOWHERE, RECORD, REGISTER, SCRATCH, TRY
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from clonekit.program import Program
+
+# How each call's arguments read: n a number, o octal, fd, at (a directory), s a string, t@K text
+# as long as argument K, v a vector of strings, e the environment, pN memory of N bytes, p@K*M memory of argument
+# K times M bytes, A_ one of the constants A_..., A_| an or of them. A call that is not here is
+# shown as numbers.
+SIGNATURES: dict[str, str] = {
+    "bind": "fd p@2 n",
+    "capset": "p8 p24",
+    "chdir": "s",
+    "chroot": "s",
+    "close": "fd",
+    "close_range": "n n CLOSE_RANGE_|",
+    "connect": "fd p@2 n",
+    "dup3": "fd n O_|",
+    "execve": "s v e",
+    "execveat": "fd s v e AT_|",
+    "fchdir": "fd",
+    "fcntl": "fd F_ n",
+    "getpgid": "n",
+    "ioctl": "fd TIOC p",
+    "ioprio_set": "n n n",
+    "keyctl": "KEYCTL_ s",
+    "landlock_restrict_self": "fd n",
+    "listen": "fd n",
+    "memfd_create": "s MFD_|",
+    "openat": "at s O_| o",
+    "openat2": "at s p24 n",
+    "personality": "n",
+    "pipe2": "p8 O_|",
+    "ppoll": "p8 n p16 p8 n",
+    "prctl": "PR_ n n n n",
+    "prlimit64": "n RLIMIT_ p16 p16",
+    "rt_sigaction": "SIG p32 p32 n",
+    "rt_sigprocmask": "SIG_ p8 p8 n",
+    "sched_setaffinity": "n n p@1",
+    "sched_setattr": "n p56 n",
+    "seccomp": "SECCOMP_SET_ n p16",
+    "set_mempolicy": "MPOL_ p8 n",
+    "setdomainname": "t@1 n",
+    "setgroups": "n p@0*4",
+    "sethostname": "t@1 n",
+    "setns": "fd CLONE_NEW|",
+    "setpgid": "n n",
+    "setpriority": "PRIO_ n n",
+    "setresgid": "n n n",
+    "setresuid": "n n n",
+    "setsid": "",
+    "setsockopt": "fd n n p@4 n",
+    "socket": "AF_ n n",
+    "umask": "o",
+    "unshare": "CLONE_NEW|",
+    "write": "fd t@2 n",
+}
+PRCTL_OPTIONS = ("PR_SET_", "PR_GET_", "PR_CAPBSET_", "PR_CAP_AMBIENT", "PR_SCHED_CORE")
+SHORT = 16
+
+_constants: dict[str, dict[int, str]] = {}
+
+
+def constants(prefix: str) -> dict[int, str]:
+    """The constants of a prefix by value; the shortest name where several agree."""
+    if prefix not in _constants:
+        starts = PRCTL_OPTIONS if prefix == "PR_" else (prefix,)
+        table: dict[int, str] = {}
+        for name in sorted(dir(lib), key=lambda name: (len(name), name)):
+            if name.startswith(starts) and (prefix != "SIG" or "_" not in name):
+                table.setdefault(getattr(lib, name), name)
+        _constants[prefix] = table
+    return _constants[prefix]
+
+
+def flags_of(value: int, prefix: str) -> str:
+    """`O_WRONLY|O_CLOEXEC`."""
+    names = []
+    for bit, name in constants(prefix).items():
+        if bit > 0 and bit & (bit - 1) == 0 and value & bit:
+            names.append(name)
+            value &= ~bit
+    return "|".join([*names, hex(value)] if value or not names else names).replace("|0x0", "")
+
+
+class Reader:
+    """Reads the arguments of a program's records."""
+
+    __slots__ = ("memory", "program")
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.memory = {IMAGE: bytes(program.image), SCRATCH: program.scratch}
+
+    def string(self, offset: int) -> str:
+        """The C string at an offset of the image."""
+        image = self.memory[IMAGE]
+        return os.fsdecode(image[offset : image.index(b"\0", offset)])
+
+    def vector(self, offset: int) -> list[str]:
+        """The array of strings at an offset of the image."""
+        strings = []
+        while address := struct.unpack_from("<Q", self.memory[IMAGE], offset)[0]:
+            strings.append(self.string(address - self.program.image_base))
+            offset += 8
+        return strings
+
+    def slot(self, register: int) -> str:
+        """`$name`."""
+        name = self.program.registers[register].name
+        return f"${name}" if name else f"$r{register}"
+
+    def value(self, kind: int, value: int, word: str, values: tuple[int, ...]) -> Any:
+        """One argument: a number, a string, a list of strings, `$name` or `&...`."""
+        if kind == REGISTER:
+            return self.slot(value)
+        if kind in (IMAGE, SCRATCH):
+            return self._pointed(kind, value, word, values)
+        return value - (1 << 64) if value >> 63 else value
+
+    def _pointed(self, kind: int, offset: int, word: str, values: tuple[int, ...]) -> Any:
+        if kind == IMAGE and word == "s":
+            return self.string(offset)
+        if kind == IMAGE and word in ("v", "e"):
+            return self.vector(offset)
+        size = 0
+        if word[0] in "pt":
+            count, _, unit = word[1:].partition("*")
+            size = values[int(count[1:])] if count[:1] == "@" else int(count or 0)
+            size *= int(unit or 1)
+        content = self.memory[kind][offset : offset + size]
+        if word[0] == "t":
+            return os.fsdecode(content)
+        return f"&{'scratch ' * (kind == SCRATCH)}{content.hex() or hex(offset)}"
+
+    def words(self, syscall: str, kinds: tuple[int, ...], values: tuple[int, ...]) -> list[str]:
+        """How this call's arguments read."""
+        if syscall in SIGNATURES:
+            return SIGNATURES[syscall].split()
+        used = max((n + 1 for n in range(6) if kinds[n] or values[n]), default=0)
+        return ["n"] * used
+
+
+def shown(value: Any, word: str) -> str:
+    """An argument as text."""
+    if word == "e" and isinstance(value, list):
+        return f"[{len(value)} variables]"  # their values may be secrets
+    if isinstance(value, list):
+        inside = ", ".join(f'"{text}"' for text in value[:4])
+        return f"[{inside}{f', ... {len(value) - 4} more' if len(value) > 4 else ''}]"  # noqa: PLR2004 - a line's width
+    if isinstance(value, str):
+        if word == "s" or word[0] == "t":
+            return value if value.startswith("$") else '"' + value.replace("\n", "\\n") + '"'
+        return value if len(value) <= 2 * SHORT + 1 else f"{value[: 2 * SHORT]}..."
+    if word == "at" and value == lib.AT_FDCWD:
+        return "AT_FDCWD"
+    if word == "o":
+        return f"{value:#o}"
+    if word[0] in "pv" and value == 0:
+        return "NULL"
+    if word.endswith("|"):
+        return flags_of(value, word[:-1])
+    if word.isupper():
+        return constants(word).get(value, str(value))
+    return str(value)
+
+
+def one(program: Program, number: int, reader: Reader | None = None) -> dict[str, Any]:
+    """One record as an entry of `explain`."""
+    reader = reader or Reader(program)
+    fields = RECORD.unpack_from(program.records, number * RECORD.size)
+    record_kind, flags, _, nr, result = fields[:5]
+    kinds, values = fields[5:11], fields[12:18]
+    step_number = program.step_of[number]
+    step = program.steps[step_number]
+    entry: dict[str, Any] = {
+        "phase": step.phase, "step": repr(step), "step_number": step_number + 1,
+    }  # fmt: skip
+    if record_kind == MOVE:
+        place = f"scratch+{values[0]:#x}"
+        text = (
+            f"{place} = {shown(reader.value(kinds[1], values[1], 'n', values), 'n')}"
+            if result == NOWHERE
+            else f"{reader.slot(result)} = {place}"
+        )
+        return {**entry, "text": text}
+    syscall = name_of(nr)
+    words = reader.words(syscall, kinds, values)
+    arguments = [
+        reader.value(kind, value, word, values)
+        for kind, value, word in zip(kinds, values, words, strict=False)
+    ]
+    text = ", ".join(shown(value, word) for value, word in zip(arguments, words, strict=True))
+    entry |= {"syscall": syscall, "args": arguments, "text": f"{syscall}({text})"}
+    if result != NOWHERE:
+        entry["result"] = reader.slot(result)
+    if flags & TRY:
+        entry["candidate"] = True
+    return entry
+
+
+def rows(program: Program) -> list[dict[str, Any]]:
+    """Every record in order, moves too (they have no `syscall`)."""
+    reader = Reader(program)
+    return [one(program, number, reader) for number in range(len(program.step_of))]
+
+
+def entries(program: Program) -> list[dict[str, Any]]:
+    """Every system call in order."""
+    return [row for row in rows(program) if "syscall" in row]
+
+
+def clone_text(program: Program) -> str:
+    """The call that makes the child, which it does not make itself."""
+    struct_ = program._struct  # noqa: SLF001 - another half of the same program
+    call = "clone" if struct_.without_clone3 else "clone3"
+    signal = constants("SIG").get(struct_.exit_signal, str(struct_.exit_signal))
+    return f"{call}({flags_of(program.clone_flags, 'CLONE_')}, exit_signal={signal})"
+
+
