@@ -1,30 +1,46 @@
 /* clone3 for a caller that wants a copy of itself, as fork(2) gives it, with what clone3 adds.
  *
- * Unlike everything else here this returns twice, into Python; so Python's own at-fork hooks
- * run, and glibc's cached thread id is set right as its fork would set it (the kernel knows
- * where it is: it clears that word when the thread ends). */
+ * Unlike everything else here this returns twice, into Python. What fork(2) of libc would do
+ * besides is done here, or the call is refused:
+ *
+ * F1  A copy has one thread: a lock that another thread held would stay locked for ever.
+ *     The kernel is asked whether there is another: unshare(CLONE_THREAD) changes nothing and
+ *     fails if so. It is asked after Python's hooks, which may have ended threads of theirs.
+ * F2  libc caches the thread's id. The kernel knows where, since it clears that word when the
+ *     thread ends, and writes the new id there before the copy runs. Where the word does not
+ *     hold our id (not glibc), the copy could signal its parent by mistake: refused.
+ * F3  The kernel forgets the list of robust mutexes in a copy: it is told again.
+ * F4  Handlers of pthread_atfork(3) are libc's secret and do not run; Python's own hooks do.
+ */
 int64_t
 ck_fork_like(uint64_t flags, uint64_t exit_signal, int cgroup, int32_t *pidfd)
 {
-    PyGILState_STATE gil = PyGILState_Ensure();
-    uint64_t tid_at = 0;
+    uint64_t tid_at = 0, robust = 0, robust_size = 0;
+    PyGILState_STATE gil;
+    int64_t pid;
+
+    prctl(PR_GET_TID_ADDRESS, &tid_at, 0, 0, 0);
+    if (!tid_at || *(int32_t *)(uintptr_t)tid_at != ck_syscall(SYS_gettid, 0, 0, 0, 0, 0, 0))
+        return -EOPNOTSUPP;                                                         /* F2 */
+    ck_syscall(SYS_get_robust_list, 0, (long)&robust, (long)&robust_size, 0, 0, 0);
     struct clone_args args = {
-        .flags = flags,
+        .flags = flags | CLONE_PIDFD | CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID,
         .pidfd = (uintptr_t)pidfd,
+        .child_tid = tid_at,
         .exit_signal = exit_signal,
         .cgroup = cgroup >= 0 ? (uint64_t)cgroup : 0,
     };
-    int64_t pid;
 
-    if (prctl(PR_GET_TID_ADDRESS, &tid_at, 0, 0, 0) == 0 && tid_at) {
-        args.flags |= CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID;
-        args.child_tid = tid_at;
-    }
+    gil = PyGILState_Ensure();
     PyOS_BeforeFork();
-    pid = ck_syscall(SYS_clone3, (long)&args, sizeof args, 0, 0, 0, 0);
-    if (pid == 0)
-        PyOS_AfterFork_Child();
+    if (ck_syscall(SYS_unshare, CLONE_THREAD, 0, 0, 0, 0, 0) != 0)
+        pid = -EDEADLK;                                                             /* F1 */
     else
+        pid = ck_syscall(SYS_clone3, (long)&args, sizeof args, 0, 0, 0, 0);
+    if (pid == 0) {
+        ck_syscall(SYS_set_robust_list, (long)robust, (long)robust_size, 0, 0, 0, 0); /* F3 */
+        PyOS_AfterFork_Child();
+    } else
         PyOS_AfterFork_Parent();
     PyGILState_Release(gil);
     return pid;

@@ -376,19 +376,6 @@ ck_spawn(const struct ck_program *program, const int64_t *inputs, struct ck_stam
 
 /* ---- before the spawn ---- */
 
-void
-ck_link(uint8_t *image, const struct ck_pointers *pointers, uint32_t count)
-{
-    for (uint32_t i = 0; i < count; i++)
-        for (uint32_t n = 0; n < pointers[i].count; n++) {
-            uint8_t *place = image + pointers[i].offset + 8 * (size_t)n;
-            uint64_t value;
-            memcpy(&value, place, sizeof value);
-            value += (uintptr_t)image;
-            memcpy(place, &value, sizeof value);
-        }
-}
-
 static int
 operand_fits(const struct ck_program *program, const struct ck_record *record, int n)
 {
@@ -418,8 +405,26 @@ record_fits(const struct ck_program *program, const struct ck_record *record)
 }
 
 int64_t
-ck_check(const struct ck_program *program)
+ck_link(struct ck_program *program, const struct ck_program *setup, const char *records,
+        uint32_t records_size, uint8_t *image, uint32_t image_size, const char *pointers,
+        uint32_t count)
 {
+    *program = *setup;
+    program->records = (const struct ck_record *)(const void *)records;
+    program->count = records_size / sizeof(struct ck_record);
+    program->image = image;
+    program->image_size = image_size;
+    for (uint32_t i = 0; i < count; i++) {
+        struct ck_pointers array;
+        memcpy(&array, pointers + i * sizeof array, sizeof array);
+        for (uint32_t n = 0; n < array.count; n++) {
+            uint8_t *place = image + array.offset + 8 * (size_t)n;
+            uint64_t value;
+            memcpy(&value, place, sizeof value);
+            value += (uintptr_t)image;
+            memcpy(place, &value, sizeof value);
+        }
+    }
     for (uint32_t i = 0; i < program->count; i++)
         if (!record_fits(program, &program->records[i]))
             return i;

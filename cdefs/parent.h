@@ -3,11 +3,13 @@
 #define CLONEKIT_PARENT_H
 #include "record.h"
 
-/* Put addresses for offsets in a new image, then never write it again. */
-void ck_link(uint8_t *image, const struct ck_pointers *pointers, uint32_t count);
-
-/* The first record that reaches outside its program's registers, image or scratch, or -1. */
-int64_t ck_check(const struct ck_program *program);
+/* Make a program of a setup, its records and its image; the caller keeps the memory of all three.
+ * Addresses are put for offsets in the image, which is never written again; `pointers` are packed
+ * struct ck_pointers. The first record that reaches outside the program's registers, image or
+ * scratch, or -1. */
+int64_t ck_link(struct ck_program *program, const struct ck_program *setup, const char *records,
+                uint32_t records_size, uint8_t *image, uint32_t image_size, const char *pointers,
+                uint32_t count);
 
 /* Run a program in a new child and come back when it has exec'd, failed or died. */
 void ck_spawn(const struct ck_program *program, const int64_t *inputs, struct ck_stamp *trace,

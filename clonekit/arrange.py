@@ -30,6 +30,9 @@ OWN_TABLE: Kind = own_table  # type: ignore[assignment] # what step() makes of a
 PLACE: Kind = place_descriptors  # type: ignore[assignment]
 MASK: Kind = set_signal_mask  # type: ignore[assignment]
 EXECUTE: Kind = execute  # type: ignore[assignment]
+#: Calls that may lead into another user namespace, by name and number.
+JOINS = ("setns", NUMBERS["setns"], "unshare", NUMBERS["unshare"])
+GUARDED_CALLS = frozenset({*JOINS, *CREDENTIAL_CALLS, *(NUMBERS[name] for name in CREDENTIAL_CALLS)})
 
 
 class Arranged:
@@ -45,80 +48,125 @@ class Arranged:
         guard: how our memory is kept untraceable.
     """
 
-    __slots__ = ("above", "clone", "fd_slots", "guard", "inputs", "kept", "lists")
+    __slots__ = ("_fds", "_makers", "above", "clone", "fd_slots", "guard", "inputs", "kept", "lists")
 
     def __init__(self, steps: list[Step]) -> None:
         self.lists: list[list[Record]] = []
         self.clone: list[Clone] = []
-        vector = self._expand(steps)
-        self._cross(vector, steps[vector].arguments[0])
-        if steps[0].kind is OWN_TABLE:
-            steps[0] = own_table(self.above)
-        self.inputs = self._find_inputs()
-        self.guard = guarded(self.lists, self.clone)
-
-    def _expand(self, steps: Sequence[Step]) -> int:
-        """Make every record but those of the vector; give the vector's place."""
-        at = -1
+        self.inputs: dict[Slot, None] = {}
+        self._makers: dict[Slot, int] = {}  # which step makes a slot
+        self._fds: list[tuple[int, Fd]] = []  # which step reads a descriptor
+        credentials: list[tuple[int, int]] = []
+        vector = -1
         for number, step in enumerate(steps):
             made: list[Record] = []
             if step.kind is PLACE:
-                at = number
+                vector = number
             elif step.kind is not OWN_TABLE:
                 for record in step.records():
                     if type(record) is Clone:
-                        self.clone.append(record)
-                    else:
-                        made.append(record)
+                        self._note_clone(record)
+                        continue
+                    if type(record) is Call and record.name in GUARDED_CALLS:
+                        credentials.append((number, len(made)))
+                    self._note(record, number)
+                    made.append(record)
             self.lists.append(made)
-        return at
+        self._cross(vector, steps[vector].arguments[0])
+        if steps[0].kind is OWN_TABLE:
+            steps[0] = own_table(self.above)
+        self.guard = self._guard(credentials)
+
+    def _note(self, record: Record, step: int) -> None:
+        """Remember what a record reads and makes."""
+        if type(record) is Call:
+            values = record.operands
+        elif record.to is None:  # type: ignore[union-attr]
+            values = (record.value,)  # type: ignore[union-attr]
+        else:
+            values = ()
+        for value in values:
+            kind = type(value)
+            if kind is int or kind is bytes:
+                continue
+            if kind is Fd:
+                self._fds.append((step, value))  # type: ignore[arg-type]
+                self._read(value.of)  # type: ignore[union-attr]
+            elif kind is Slot:
+                self._read(value)  # type: ignore[arg-type]
+        result = record.to  # type: ignore[union-attr]
+        if result is not None:
+            if result in self.inputs:
+                msg = f"{result} is used before the step that makes it; put that step first"
+                raise DeclarationError(msg)
+            self._makers.setdefault(result, step)
+
+    def _note_clone(self, record: Clone) -> None:
+        """Remember what is asked of the clone."""
+        self.clone.append(record)
+        if record.cgroup is not None:
+            self.inputs[cgroup_slot(record.cgroup)] = None
+
+    def _read(self, of: int | Slot) -> None:
+        """A slot that nobody has made yet is an input."""
+        if type(of) is Slot and of not in self._makers:
+            self.inputs[of] = None
 
     def _cross(self, at: int, vector: object) -> None:
         """Place the vector, and move what later steps use out of its way."""
-        before, after = self.lists[:at], self.lists[at + 1 :]
+        makers = self._makers
         moves = {} if vector == INHERIT else targets_of(vector)
-        used = [fd for records in self.lists for fd in descriptors(records)] + list(moves.values())
-        made_before, made_ever = results(before), results(self.lists)
-        self.kept = sorted({fd.of for fd in used if isinstance(fd.of, int)})
-        slots = dict.fromkeys(fd.of for fd in used if isinstance(fd.of, Slot))
-        self.fd_slots = [slot for slot in slots if slot not in made_ever]
+        used = [fd.of for _, fd in self._fds]
+        for fd in moves.values():
+            if makers.get(fd.of, at) > at:  # type: ignore[arg-type]
+                msg = f"fds: {fd.of} is made by a step that comes later; put that step first"
+                raise DeclarationError(msg)
+            self._read(fd.of)
+            used.append(fd.of)
+        self.kept = sorted({of for of in used if type(of) is int})
+        self.fd_slots = [of for of in dict.fromkeys(used) if type(of) is Slot and of in self.inputs]
         floor = self.kept[-1] + 1 if self.kept else 0
         self.above: int | Slot = ABOVE if self.fd_slots else floor
         if vector == INHERIT:
             return
-        crossing = [
-            fd
-            for fd in dict.fromkeys(fd for records in after for fd in descriptors(records))
-            if fd.of not in made_ever or fd.of in made_before
-        ]
+        if self.fd_slots:
+            self.inputs[ABOVE] = None
+        crossing = dict.fromkeys(
+            fd for step, fd in self._fds if step > at and makers.get(fd.of, -1) < at  # type: ignore[arg-type]
+        )
+        made_before = any(step < at for step in makers.values())
         tidy = None if made_before or self.fd_slots else floor
         self.lists[at] = list(PLACE.function(vector, crossing, tidy_below=tidy))
         self.lists[0] = list(OWN_TABLE.function(self.above))
         if crossing:
             base = max(moves, default=-1) + 1
             moved = {fd: base + n for n, fd in enumerate(crossing)}
-            for records in after:
+            for records in self.lists[at + 1 :]:
                 records[:] = [redirected(record, moved) for record in records]
 
-    def _find_inputs(self) -> list[Slot]:
-        """The slots that are read and never made, in order of use."""
-        inputs: dict[Slot, None] = {}
-        made: set[Slot] = set()
-        for records in self.lists:
-            for record in records:
-                for value in operands(record):
-                    slot = value.of if type(value) is Fd else value
-                    if type(slot) is Slot and slot not in made:
-                        inputs[slot] = None
-                made |= results([[record]])
-        early = next((slot for slot in inputs if slot in made), None)
-        if early is not None:
-            msg = f"{early} is used before the step that makes it; put that step first"
-            raise DeclarationError(msg)
-        for entry in self.clone:
-            if entry.cgroup is not None:
-                inputs[cgroup_slot(entry.cgroup)] = None
-        return list(inputs)
+    def _guard(self, credentials: list[tuple[int, int]]) -> int:
+        """How our memory is kept untraceable, H7; puts the record that does it where it belongs.
+
+        A join of a user namespace, or a new one made by root, is guarded from before the clone:
+        the kernel itself would not forbid it. A change of ids is guarded by a record before it,
+        after what had to be written to /proc/self.
+        """
+        from_clone = os.geteuid() == 0 and any(
+            entry.flags & lib.CLONE_NEWUSER for entry in self.clone
+        )
+        placed = False
+        for step, at in credentials:
+            record = self.lists[step][at]
+            if joins_users(record):
+                from_clone = True
+            elif not placed and record.name not in JOINS:  # type: ignore[union-attr]
+                refuse_debug_dumps()
+                guard = Call("prctl", lib.PR_SET_DUMPABLE, 0, 0, 0, 0)
+                self.lists[step].insert(at, guard)
+                placed = True
+        if from_clone:
+            return int(lib.CK_GUARDED_FROM_CLONE)
+        return int(lib.CK_GUARDED if placed else lib.CK_OPEN)
 
 
 def cgroup_slot(fd: Fd) -> Slot:
@@ -158,28 +206,6 @@ def open_stdio() -> dict[int, int]:
     return {fd: fd for fd in range(3) if open_bits >> fd & 1}
 
 
-def operands(record: Record) -> Sequence[object]:
-    """What a record reads."""
-    if type(record) is Call:
-        return record.operands
-    return (record.value,) if type(record) is Move and record.to is None else ()
-
-
-def descriptors(records: Sequence[Record]) -> list[Fd]:
-    """The descriptors that records read."""
-    return [value for record in records for value in operands(record) if type(value) is Fd]
-
-
-def results(lists: Sequence[Sequence[Record]]) -> set[Slot]:
-    """The slots that records make."""
-    return {
-        record.to
-        for records in lists
-        for record in records
-        if type(record) is not Clone and record.to is not None  # type: ignore[union-attr]
-    }
-
-
 def redirected(record: Record, moved: dict[Fd, int]) -> Record:
     """The record with each moved descriptor at its new number."""
     if type(record) is Call and any(type(value) is Fd and value in moved for value in record.operands):
@@ -193,40 +219,16 @@ def redirected(record: Record, moved: dict[Fd, int]) -> Record:
     return record
 
 
-def guarded(lists: Sequence[list[Record]], clone: Sequence[Clone]) -> int:
-    """How our memory is kept untraceable, H7; puts the record that does it where it belongs.
-
-    A join of a user namespace, or a new one made by root, is guarded from before the clone: the
-    kernel itself would not forbid it. A change of ids is guarded by a record before it, after
-    what had to be written to /proc/self.
-    """
-    guard = lib.CK_OPEN
-    if os.geteuid() == 0 and any(entry.flags & lib.CLONE_NEWUSER for entry in clone):
-        guard = lib.CK_GUARDED_FROM_CLONE
-    placed = False
-    for records in lists:
-        for n, record in enumerate(records):
-            if type(record) is not Call:
-                continue
-            nr = NUMBERS[record.name] if isinstance(record.name, str) else record.name
-            if joins_users(nr, record.operands):
-                guard = lib.CK_GUARDED_FROM_CLONE
-            if nr in CREDENTIAL_CALLS and not placed:
-                refuse_debug_dumps()
-                records.insert(n, Call("prctl", lib.PR_SET_DUMPABLE, 0, 0, 0, 0))
-                placed = True
-                guard = max(guard, lib.CK_GUARDED)
-                break
-    return int(guard)
-
-
-def joins_users(nr: int, values: Sequence[object]) -> bool:
+def joins_users(record: Record) -> bool:
     """Whether a call may put the child into another user namespace."""
-    if nr == NUMBERS["setns"]:
+    if type(record) is not Call:
+        return False
+    values = record.operands
+    if record.name in JOINS[:2]:
         kinds = values[1] if len(values) > 1 else 0
-        return not isinstance(kinds, int) or kinds == 0 or bool(kinds & lib.CLONE_NEWUSER)
-    if nr == NUMBERS["unshare"]:
-        return not isinstance(values[0], int) or bool(values[0] & lib.CLONE_NEWUSER)
+        return type(kinds) is not int or kinds == 0 or bool(kinds & lib.CLONE_NEWUSER)
+    if record.name in JOINS[2:]:
+        return type(values[0]) is not int or bool(values[0] & lib.CLONE_NEWUSER)
     return False
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import struct
 
-from clonekit.linux.abi import lib, name_of
+from clonekit.linux.abi import ffi, lib, name_of
 from clonekit.records import IMAGE, MOVE, NOWHERE, RECORD, REGISTER, SCRATCH, TRY
 
 TYPE_CHECKING = False
@@ -100,11 +100,12 @@ def flags_of(value: int, prefix: str) -> str:
 class Reader:
     """Reads the arguments of a program's records."""
 
-    __slots__ = ("memory", "program")
+    __slots__ = ("base", "memory", "program")
 
     def __init__(self, program: Program) -> None:
         self.program = program
-        self.memory = {IMAGE: bytes(program.image), SCRATCH: program.scratch}
+        self.memory = {IMAGE: bytes(ffi.buffer(program.image)), SCRATCH: program.setup.scratch}
+        self.base = int(ffi.cast("uintptr_t", program.image))
 
     def string(self, offset: int) -> str:
         """The C string at an offset of the image."""
@@ -115,13 +116,13 @@ class Reader:
         """The array of strings at an offset of the image."""
         strings = []
         while address := struct.unpack_from("<Q", self.memory[IMAGE], offset)[0]:
-            strings.append(self.string(address - self.program.image_base))
+            strings.append(self.string(address - self.base))
             offset += 8
         return strings
 
     def slot(self, register: int) -> str:
         """`$name`."""
-        name = self.program.registers[register].name
+        name = list(self.program.setup.assembler.registers)[register].name
         return f"${name}" if name else f"$r{register}"
 
     def value(self, kind: int, value: int, word: str, values: tuple[int, ...]) -> Any:
@@ -185,7 +186,7 @@ def one(program: Program, number: int, reader: Reader | None = None) -> dict[str
     fields = RECORD.unpack_from(program.records, number * RECORD.size)
     record_kind, flags, _, nr, result = fields[:5]
     kinds, values = fields[5:11], fields[12:18]
-    step_number = program.step_of[number]
+    step_number = program.step_of(number)
     step = program.steps[step_number]
     entry: dict[str, Any] = {
         "phase": step.phase, "step": repr(step), "step_number": step_number + 1,
@@ -216,7 +217,7 @@ def one(program: Program, number: int, reader: Reader | None = None) -> dict[str
 def rows(program: Program) -> list[dict[str, Any]]:
     """Every record in order, moves too (they have no `syscall`)."""
     reader = Reader(program)
-    return [one(program, number, reader) for number in range(len(program.step_of))]
+    return [one(program, number, reader) for number in range(len(program))]
 
 
 def entries(program: Program) -> list[dict[str, Any]]:
@@ -226,9 +227,9 @@ def entries(program: Program) -> list[dict[str, Any]]:
 
 def clone_text(program: Program) -> str:
     """The call that makes the child, which it does not make itself."""
-    struct_ = program._struct  # noqa: SLF001 - another half of the same program
+    struct_ = program.struct
     call = "clone" if struct_.without_clone3 else "clone3"
     signal = constants("SIG").get(struct_.exit_signal, str(struct_.exit_signal))
-    return f"{call}({flags_of(program.clone_flags, 'CLONE_')}, exit_signal={signal})"
+    return f"{call}({flags_of(program.setup.clone_flags, 'CLONE_')}, exit_signal={signal})"
 
 

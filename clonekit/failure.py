@@ -64,7 +64,7 @@ def failure(program: Program, outcome: Any, inputs: Any) -> Exception:
         call = clone_text(program)
         return spawn_error(
             number, syscall=call.partition("(")[0], arguments=call, step_count=count,
-            hint=clone_hint(number, program.clone_flags),
+            hint=clone_hint(number, program.setup.clone_flags),
         )  # fmt: skip
     entry = one(program, outcome.record)
     details = {
@@ -143,7 +143,7 @@ def hint_for(number: int, entry: dict[str, Any], program: Program) -> str:
     if syscall in ("seccomp", "landlock_restrict_self"):
         return "without CAP_SYS_ADMIN this needs no_new_privs=True"
     if entry["phase"] == "maps":
-        if program.clone_flags & lib.CLONE_NEWUSER:
+        if program.setup.clone_flags & lib.CLONE_NEWUSER:
             return f"{user_namespace_hint()}; or the id outside is not ours"
         return 'maps are written in a new user namespace: add "user" to namespaces'
     if syscall in CAPABILITY:

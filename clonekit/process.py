@@ -33,7 +33,7 @@ class Exit:
     __slots__ = ("_usage", "core", "signal", "status")
 
     def __init__(
-        self, status: int | None, signal_number: int | None, *, core: bool, usage: tuple[int, ...] | None
+        self, status: int | None, signal_number: int | None, *, core: bool, usage: Any | None
     ) -> None:
         self.status = status
         self.signal = signal_number
@@ -52,9 +52,8 @@ class Exit:
             return None
         import resource
 
-        seconds = self._usage
-        times = (seconds[0] + seconds[1] / 1e6, seconds[2] + seconds[3] / 1e6)
-        return resource.struct_rusage((*times, *self._usage[4:]))
+        user, user_us, system, system_us, *counts = self._usage
+        return resource.struct_rusage((user + user_us / 1e6, system + system_us / 1e6, *counts))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Exit):
@@ -190,7 +189,7 @@ class Process:
                 None if by_signal else ended.status,
                 ended.status if by_signal else None,
                 core=ended.code == lib.CLD_DUMPED,
-                usage=tuple(ended.usage),
+                usage=ended.usage,
             )
             return self._exit
         if result == -errno.EINTR or self._exit is not None:

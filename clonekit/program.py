@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 
 from clonekit.arrange import ABOVE, CGROUP, OWN_TABLE, Arranged, cgroup_slot, completed
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import ffi, lib
-from clonekit.records import CALLER_MASK, CLEARED_DISPOSITIONS, Assembler, Clone, Fd, Slot
+from clonekit.records import CALLER_MASK, CLEARED_DISPOSITIONS, RECORD, Assembler, Clone, Fd
 from clonekit.vforked import run
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from typing import Any
+    from typing import Any, Self
 
     from clonekit.process import Process
     from clonekit.records import Record
+    from clonekit.steps.step import Step
     from clonekit.vforked import Trace
 
+#: struct ck_pointers.
+POINTERS = struct.Struct("<II")
 SIGNAL_OF_END = signal.SIGCHLD.value
 NOT_IN_CLONE2 = (
     (lib.CLONE_INTO_CGROUP, "cgroup"),
@@ -35,6 +39,75 @@ NOT_IN_CLONE2 = (
 )
 
 
+class Setup:
+    """All of a program that comes before its exec, laid out as the machine reads it.
+
+    Many programs may share one: it holds nothing of argv or the environment.
+    """
+
+    __slots__ = (
+        "assembler", "clone_flags", "fd_slots", "floor", "held", "inputs", "owners", "scratch",
+        "slots", "steps", "struct",
+    )  # fmt: skip
+
+    def __init__(self, arranged: Arranged, steps: Sequence[Step], *, has_clone3: bool) -> None:
+        self.steps = tuple(steps)
+        self.owners = [entry.owner for entry in arranged.clone if entry.owner is not None]
+        self.inputs = tuple(arranged.inputs)
+        self.slots = tuple(slot.name for slot in self.inputs if not slot.name.startswith("."))
+        self.fd_slots = tuple(slot.name for slot in arranged.fd_slots)
+        self.floor = arranged.kept[-1] + 1 if arranged.kept else 0
+        assembler = self.assembler = Assembler(self.inputs)
+        for number, records in enumerate(arranged.lists[:-1]):
+            for record in records:
+                assembler.emit(record, number)  # type: ignore[arg-type]
+        self.scratch = bytes(assembler.scratch)
+        program = self.struct = ffi.new("struct ck_program *")
+        self._ask_of_clone(arranged.clone, has_clone3=has_clone3)
+        self.held: list[object] = []
+        if self.scratch:
+            program.scratch = self._hold(ffi.from_buffer("uint8_t[]", self.scratch))
+            program.scratch_size = len(self.scratch)
+        if assembler.relocations:
+            relocations = ffi.new("struct ck_relocation[]", assembler.relocations)
+            program.relocations = self._hold(relocations)
+            program.relocation_count = len(assembler.relocations)
+        if arranged.kept:
+            program.kept = self._hold(ffi.new("int32_t[]", arranged.kept))
+            program.kept_count = len(arranged.kept)
+        program.register_count = len(assembler.registers)
+        program.input_count = len(self.inputs)
+        program.mask_at = assembler.placed(CALLER_MASK)
+        program.dispositions_at = assembler.placed(CLEARED_DISPOSITIONS)
+        program.guard = arranged.guard
+
+    def _hold(self, memory: Any) -> Any:
+        """Keep memory that the struct points at."""
+        self.held.append(memory)
+        return memory
+
+    def _ask_of_clone(self, clone: Sequence[Clone], *, has_clone3: bool) -> None:
+        """What the clone is told."""
+        program = self.struct
+        flags = lib.CLONE_VM | lib.CLONE_VFORK | lib.CLONE_PIDFD
+        if self.steps[0].kind is OWN_TABLE:
+            flags |= lib.CLONE_FILES
+        if has_clone3:
+            flags |= lib.CLONE_CLEAR_SIGHAND
+        program.exit_signal = SIGNAL_OF_END
+        program.cgroup = -1
+        for entry in clone:
+            flags |= entry.flags
+            if entry.exit_signal is not None:
+                program.exit_signal = entry.exit_signal
+            if entry.cgroup is not None:
+                program.cgroup = self.inputs.index(cgroup_slot(entry.cgroup))
+        if not has_clone3:
+            refuse_for_clone2(flags)
+        program.without_clone3 = not has_clone3
+        program.clone_flags = self.clone_flags = flags
+
+
 class Program:
     """Steps compiled to system calls, ready to be spawned any number of times.
 
@@ -42,102 +115,63 @@ class Program:
     are not named: the child's own descriptor table comes first; the descriptors 0, 1 and 2 are
     placed before anything of the sandbox closes; the caller's signal mask is set just before exec.
 
+    Attributes:
+        argv: what the program is started with.
+        steps: all its steps, those that were added too.
+        setup: all of it but the exec.
+
     Raises: DeclarationError, before any child is made.
     """
 
-    __slots__ = (
-        "_fd_slots", "_floor", "_held", "_inputs", "_struct", "argv", "clone_flags", "image", "image_base",
-        "inputs", "owners", "records", "registers", "scratch", "step_of", "steps",
-    )  # fmt: skip
+    __slots__ = ("argv", "image", "records", "setup", "steps", "struct")
 
     def __init__(self, steps: Iterable[Step]) -> None:
         has_clone3 = bool(lib.ck_has_clone3())
         steps = completed(list(steps), has_clone3=has_clone3)
         arranged = Arranged(steps)
-        self.steps: tuple[Step, ...] = tuple(steps)
-        self.argv: tuple[Any, ...] = tuple(steps[-1].arguments[0])
-        self.owners = [entry.owner for entry in arranged.clone if entry.owner is not None]
-        self._inputs = tuple(arranged.inputs)
-        self.inputs: tuple[str, ...] = tuple(
-            slot.name for slot in arranged.inputs if not slot.name.startswith(".")
-        )
-        self._fd_slots = tuple(slot.name for slot in arranged.fd_slots)
-        self._floor = arranged.kept[-1] + 1 if arranged.kept else 0
-        assembler = Assembler(arranged.inputs)
-        self.step_of: list[int] = []
-        for number, records in enumerate(arranged.lists):
-            for record in records:
-                assembler.emit(record, number)  # type: ignore[arg-type]
-                self.step_of.append(number)
-        self.registers: list[Slot] = list(assembler.registers)
-        self._build(
-            assembler, arranged.clone, arranged.guard, arranged.kept, without_clone3=not has_clone3
-        )
+        setup = Setup(arranged, steps[:-1], has_clone3=has_clone3)
+        self._finish(setup, steps[-1], arranged.lists[-1])
 
-    def _build(
-        self,
-        assembler: Assembler,
-        clone: Sequence[Clone],
-        guard: int,
-        kept: Sequence[int],
-        *,
-        without_clone3: bool,
-    ) -> None:
-        """Lay the program out as the machine reads it."""
-        flags, exit_signal = lib.CLONE_VM | lib.CLONE_VFORK | lib.CLONE_PIDFD, SIGNAL_OF_END
-        if self.steps[0].kind is OWN_TABLE:
-            flags |= lib.CLONE_FILES
-        if not without_clone3:
-            flags |= lib.CLONE_CLEAR_SIGHAND
-        cgroup = -1
-        for entry in clone:
-            flags |= entry.flags
-            if entry.exit_signal is not None:
-                exit_signal = entry.exit_signal
-            if entry.cgroup is not None:
-                cgroup = self._inputs.index(cgroup_slot(entry.cgroup))
-        if without_clone3:
-            refuse_for_clone2(flags)
-        self.clone_flags = flags
+    @classmethod
+    def after(cls, setup: Setup, last: Step) -> Self:
+        """The program of a setup that is already laid out, and an exec that uses no descriptor."""
+        made = cls.__new__(cls)
+        made._finish(setup, last, last.records())
+        return made
+
+    def _finish(self, setup: Setup, last: Step, records: Iterable[Record]) -> None:
+        """Lay out the exec after the setup, and link the image."""
+        self.setup = setup
+        self.steps: tuple[Step, ...] = (*setup.steps, last)
+        self.argv: tuple[Any, ...] = tuple(last.arguments[0])
+        assembler = setup.assembler.copy()
+        number = len(setup.steps)
+        for record in records:
+            assembler.emit(record, number)  # type: ignore[arg-type]
         self.records = bytes(assembler.records)
-        self.scratch = bytes(assembler.scratch)
-        self.image = assembler.image or bytearray(8)
-        image = ffi.from_buffer(self.image)
-        self.image_base = int(ffi.cast("uintptr_t", image))
-        if assembler.pointers:
-            pointers = ffi.new("struct ck_pointers[]", assembler.pointers)
-            lib.ck_link(image, pointers, len(assembler.pointers))
-        struct = self._struct = ffi.new("struct ck_program *")
-        held = [ffi.from_buffer("struct ck_record[]", self.records), image]
-        struct.records, struct.image = held
-        struct.count = len(self.step_of)
-        struct.image_size = len(self.image)
-        struct.clone_flags = flags
-        struct.exit_signal = exit_signal
-        if self.scratch:
-            held.append(ffi.from_buffer("uint8_t[]", self.scratch))
-            struct.scratch = held[-1]
-            struct.scratch_size = len(self.scratch)
-        if assembler.relocations:
-            held.append(ffi.new("struct ck_relocation[]", assembler.relocations))
-            struct.relocations = held[-1]
-            struct.relocation_count = len(assembler.relocations)
-        if kept:
-            held.append(ffi.new("int32_t[]", kept))
-            struct.kept = held[-1]
-            struct.kept_count = len(kept)
-        struct.register_count = len(self.registers)
-        struct.input_count = len(self._inputs)
-        struct.cgroup = cgroup
-        struct.mask_at = assembler.placed(CALLER_MASK)
-        struct.dispositions_at = assembler.placed(CLEARED_DISPOSITIONS)
-        struct.without_clone3 = without_clone3
-        struct.guard = guard
-        self._held = held
-        wrong = lib.ck_check(struct)
+        self.image = ffi.new("uint8_t[]", bytes(assembler.image))
+        self.struct = ffi.new("struct ck_program *")
+        wrong = lib.ck_link(
+            self.struct, setup.struct, self.records, len(self.records), self.image,
+            len(assembler.image), b"".join([POINTERS.pack(*pair) for pair in assembler.pointers]),
+            len(assembler.pointers),
+        )  # fmt: skip
         if wrong >= 0:
-            msg = f"record {wrong} of {self.steps[self.step_of[wrong]]} reaches outside its program"
+            msg = f"record {wrong} of {self.steps[self.step_of(wrong)]} reaches outside its program"
             raise DeclarationError(msg)
+
+    def step_of(self, record: int) -> int:
+        """The number of the step, from 0, that a record belongs to."""
+        return int(RECORD.unpack_from(self.records, record * RECORD.size)[2])
+
+    def __len__(self) -> int:
+        """How many records it has."""
+        return len(self.records) // RECORD.size
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """The names of the inputs that `spawn` must be given."""
+        return self.setup.slots
 
     def spawn(self, **slots: object) -> Process:
         """Run the program in a new child, and come back when it has begun.
@@ -147,7 +181,7 @@ class Program:
 
         Raises: SpawnError naming the step that failed; DeclarationError for slots.
         """
-        return run(self, self._values(slots) if slots or self._inputs else None, None)[0]
+        return run(self, self._values(slots) if slots or self.setup.inputs else None, None)[0]
 
     def trace(self, **slots: object) -> tuple[Process, Trace]:
         """As `spawn`, with each call's result and time, which are taken without a system call."""
@@ -165,13 +199,14 @@ class Program:
         return entries(self)
 
     def __repr__(self) -> str:
-        return f"<Program {list(self.argv)!r}: {len(self.steps)} steps, {len(self.step_of)} records>"
+        return f"<Program {list(self.argv)!r}: {len(self.steps)} steps, {len(self)} records>"
 
     def _values(self, slots: dict[str, object]) -> list[int]:
         """The input registers of one spawn."""
-        if slots.keys() != set(self.inputs):
-            missing = ", ".join(sorted(set(self.inputs) - slots.keys()))
-            unknown = ", ".join(sorted(slots.keys() - set(self.inputs)))
+        setup = self.setup
+        if slots.keys() != set(setup.slots):
+            missing = ", ".join(sorted(set(setup.slots) - slots.keys()))
+            unknown = ", ".join(sorted(slots.keys() - set(setup.slots)))
             msg = "; ".join(
                 [f"give the slot {missing}"] * bool(missing)
                 + [f"the program has no slot {unknown}"] * bool(unknown)
@@ -180,15 +215,16 @@ class Program:
         values: dict[str, int] = {}
         for name, value in slots.items():
             values[name] = value if isinstance(value, int) else Fd(value).of  # type: ignore[assignment]
-        for name in self._fd_slots:
+        for name in setup.fd_slots:
             if name in values:
                 check_open(name, values[name])
-        if ABOVE in self._inputs:
-            values[ABOVE.name] = max([self._floor, *(values.get(name, -1) + 1 for name in self._fd_slots)])
-        for slot in self._inputs:
+        if ABOVE in setup.inputs:
+            highest = [values.get(name, -1) + 1 for name in setup.fd_slots]
+            values[ABOVE.name] = max([setup.floor, *highest])
+        for slot in setup.inputs:
             if slot.name.startswith(CGROUP):
                 values[slot.name] = int(slot.name.removeprefix(CGROUP))
-        return [values.get(slot.name, -1) for slot in self._inputs]
+        return [values.get(slot.name, -1) for slot in setup.inputs]
 
 
 def check_open(name: str, fd: int) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from clonekit.arrange import open_stdio
 from clonekit.errors import DeclarationError
 from clonekit.phases import PHASES
+from clonekit.linux.abi import lib
 from clonekit.program import Program
 from clonekit.steps.execute import execute
 from clonekit.steps.signals import PYTHON_IGNORES
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from clonekit.process import Process
+    from clonekit.program import Setup
     from clonekit.steps.execute import Text
 
 #: Which steps each field of a declaration stands for.
@@ -26,6 +28,11 @@ for _kind in KINDS.values():
         FIELDS.setdefault(_kind.field, []).append(_kind)
 #: Fields that no step has: those of exec, and steps given as they are.
 OTHER_FIELDS = ("executable", "env", "steps", "check")
+OF_EXEC = ("executable", "env")
+#: Fields whose steps depend on their values alone, not on our ids, files or descriptors.
+LASTING = {name for name, kinds in FIELDS.items() if all(kind.lasting for kind in kinds)}
+MOST_SETUPS = 64
+_setups: dict[tuple[object, ...], Setup] = {}
 RANK = {phase: rank for rank, phase in enumerate(PHASES)}
 ORDER = {name: order for order, name in enumerate(KINDS)}
 
@@ -63,25 +70,54 @@ class Spec:
     def steps(self) -> list[Step]:
         """The declaration as steps, in the order of the phases."""
         fields = self.fields
-        steps = [step for step in fields.get("steps", ())]
+        steps = list(fields.get("steps", ()))
         for name, value in with_defaults(fields).items():
             for kind in FIELDS.get(name, ()):
                 steps += kind.of_field(value)
         steps.sort(key=place)
-        of_exec = {name: fields[name] for name in ("executable", "env") if name in fields}
-        steps.append(execute(self.argv, **of_exec))
-        return steps
+        return [*steps, self._execute()]
+
+    def _execute(self) -> Step:
+        """The last step."""
+        fields = self.fields
+        return execute(self.argv, **{name: fields[name] for name in OF_EXEC if name in fields})
 
     def program(self) -> Program:
-        """Compile it.
+        """Compile it. What does not depend on argv is compiled once for equal declarations.
 
         Raises: DeclarationError; OSError where `check` finds that the file may not be executed.
         """
-        if self.fields.get("check"):
+        if "check" in self.fields:
             from clonekit.linux.execution import check_executable
 
             check_executable(self.argv[0], self.fields.get("executable"), self.fields.get("env"))
-        return Program(self.steps())
+        key = self._key()
+        if key is None:
+            return Program(self.steps())
+        setup = _setups.get(key)
+        if setup is not None:
+            return Program.after(setup, self._execute())
+        program = Program(self.steps())
+        if len(_setups) >= MOST_SETUPS:
+            _setups.clear()
+        _setups[key] = program.setup
+        return program
+
+    def _key(self) -> tuple[object, ...] | None:
+        """What the compiled setup depends on, if it depends on values alone."""
+        key: list[object] = [lib.ck_has_clone3(), lib.ck_open_stdio()]
+        for name, value in self.fields.items():
+            if name in LASTING:
+                frozen = freeze(value)
+                if frozen is None:
+                    return None
+                key += name, frozen
+            elif name == "executable":
+                if not isinstance(value, str | bytes):
+                    return None
+            elif name != "env" and name != "check":
+                return None
+        return tuple(key)
 
     def spawn(self, **slots: object) -> Process:
         """Compile it and spawn it once."""
@@ -97,6 +133,19 @@ class Spec:
     def __repr__(self) -> str:
         inside = "".join(f", {name}={value!r}" for name, value in self.fields.items())
         return f"Spec({list(self.argv)!r}{inside})"
+
+
+def freeze(value: object) -> object:
+    """A value that equals only what compiles the same, or None for one that could change."""
+    kind = type(value)
+    if kind is int or kind is str or kind is bytes or kind is bool:
+        return kind, value
+    if kind is tuple or kind is list:
+        parts = [freeze(part) for part in value]  # type: ignore[attr-defined]
+        return None if None in parts else tuple(parts)
+    if kind is dict:
+        return freeze([part for item in value.items() for part in item])  # type: ignore[attr-defined]
+    return None
 
 
 def place(step: Step) -> tuple[int, int]:

@@ -38,16 +38,16 @@ def run(program: Program, values: list[int] | None, trace: list[object] | None) 
     inputs = ffi.NULL
     parent = -1
     if values is not None:
-        if PARENT in program._inputs:  # noqa: SLF001 - the driver's own half of a program
+        if PARENT in program.setup.inputs:
             parent, values = with_parent(program, values)
         inputs = ffi.new("int64_t[]", values)
     stamps = ffi.NULL
     if trace is not None:
-        stamps = ffi.new("struct ck_stamp[]", len(program.step_of))
+        stamps = ffi.new("struct ck_stamp[]", len(program))
         start = ffi.new("uint64_t *")
         cycles = lib.ck_read_cycles(start)
     try:
-        lib.ck_spawn(program._struct, inputs, stamps, outcome)  # noqa: SLF001 - as above
+        lib.ck_spawn(program.struct, inputs, stamps, outcome)
     finally:
         if parent >= 0:
             os.close(parent)
@@ -65,7 +65,7 @@ def with_parent(program: Program, values: list[int]) -> tuple[int, list[int]]:
     """A pidfd of ours for the child to see whether we live."""
     parent = os.pidfd_open(os.getpid())
     values = list(values)
-    for n, slot in enumerate(program._inputs):  # noqa: SLF001 - as above
+    for n, slot in enumerate(program.setup.inputs):
         if slot == PARENT:
             values[n] = parent
         elif slot.name == ".above":

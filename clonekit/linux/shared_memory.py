@@ -6,7 +6,7 @@ that the kernel keeps with it, would change the parent.
 
 from __future__ import annotations
 
-from clonekit.linux.abi import NUMBERS, lib
+from clonekit.linux.abi import lib
 
 _MEMORY = "it changes the memory that the child shares with its parent"
 _SETTING = (
@@ -58,10 +58,7 @@ REFUSED_PRCTL: dict[int, str] = {
 REFUSED_FILES: dict[str, str] = {"coredump_filter": _SETTING}
 
 #: Calls after which a process of lesser rights could trace the child, and so our memory.
-CREDENTIAL_CALLS = frozenset(
-    NUMBERS[name]
-    for name in (
-        "setuid", "setgid", "setreuid", "setregid", "setresuid", "setresgid", "setfsuid",
-        "setfsgid", "setgroups", "capset",
-    )
+CREDENTIAL_CALLS = (
+    "setuid", "setgid", "setreuid", "setregid", "setresuid", "setresgid", "setfsuid", "setfsgid",
+    "setgroups", "capset",
 )  # fmt: skip

@@ -266,7 +266,7 @@ def join_session_keyring(name: str | None = None) -> Records:
     yield Call("keyctl", lib.KEYCTL_JOIN_SESSION_KEYRING, text)
 
 
-@step(phase="no_new_privs", field="no_new_privs")
+@step(phase="no_new_privs", field="no_new_privs", lasting=True)
 def set_no_new_privs() -> Records:
     """No exec may raise privileges any more, for good: prctl PR_SET_NO_NEW_PRIVS.
 

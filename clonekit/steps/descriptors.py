@@ -38,7 +38,7 @@ def parse_fd(text: str) -> tuple[int, int]:
     return int(target), int(source or target)
 
 
-@step(phase="vector", field="fds", option=Option("TARGET[=SOURCE]", parse_fd, dict))
+@step(phase="vector", field="fds", lasting=True, option=Option("TARGET[=SOURCE]", parse_fd, dict))
 def place_descriptors(
     fds: Mapping[int, object] | str, later: Iterable[Fd] = (), *, tidy_below: int | None = None
 ) -> Records:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import lib
@@ -19,8 +20,14 @@ if TYPE_CHECKING:
 
     Text = str | bytes | os.PathLike[str]
 
+ENCODING = sys.getfilesystemencoding()
 #: What does not hide another candidate's reason in a search.
 ABSENT = (errno.ENOENT, errno.ENOTDIR)
+
+
+def encode(text: Text) -> bytes:
+    """os.fsencode, with a short way for what is almost always given."""
+    return text.encode(ENCODING, "surrogateescape") if type(text) is str else os.fsencode(text)
 
 
 def arguments(argv: Sequence[Text]) -> Vector:
@@ -28,29 +35,41 @@ def arguments(argv: Sequence[Text]) -> Vector:
     if isinstance(argv, str | bytes | os.PathLike):
         msg = f"argv is {argv!r}; give a list of arguments, as [{argv!r}]"
         raise DeclarationError(msg)
-    strings = [os.fsencode(text) for text in argv]
+    strings = [b"%b\0" % encode(text) for text in argv]
     if not strings:
         msg = "argv is empty; its first element is the program's name"
         raise DeclarationError(msg)
-    if b"\0" in b"".join(strings):
+    if b"".join(strings).count(b"\0") != len(strings):
         msg = f"argv holds a NUL byte: {list(argv)!r}; a C string ends there, so remove it"
         raise DeclarationError(msg)
     return Vector(strings)
 
 
+_ours: tuple[dict[bytes, bytes], Vector] = {}, Vector([])
+
+
 def environment(env: Mapping[Text, Text] | None) -> Vector:
-    """envp as the kernel takes it: exactly `env`, or a copy of ours as it is now."""
+    """envp as the kernel takes it: exactly `env`, or a copy of ours as it is now.
+
+    Ours is packed again only when it has changed.
+    """
+    global _ours  # noqa: PLW0603 - a memory of one value
     if env is None:
-        ours: dict[bytes, bytes] = os.environ._data  # type: ignore[attr-defined] # noqa: SLF001 - encoding each again costs more than the rest of a spawn
-        return Vector([b"%b=%b" % item for item in ours.items()])
+        known, vector = _ours
+        now: dict[bytes, bytes] = os.environ._data  # type: ignore[attr-defined] # noqa: SLF001 - encoding each again costs more than the rest of a spawn
+        if now != known:
+            known = now.copy()
+            vector = Vector([b"%b=%b\0" % item for item in known.items()])
+            _ours = known, vector
+        return vector
     strings = []
     for key, value in env.items():
-        name = os.fsencode(key)
+        name = encode(key)
         if b"=" in name or not name:
             msg = f"env: {key!r} cannot be a variable's name; it is empty or holds '='"
             raise DeclarationError(msg)
-        strings.append(b"%b=%b" % (name, os.fsencode(value)))
-    if b"\0" in b"".join(strings):
+        strings.append(b"%b=%b\0" % (name, encode(value)))
+    if b"".join(strings).count(b"\0") != len(strings):
         msg = "env holds a NUL byte; a C string ends there, so remove it"
         raise DeclarationError(msg)
     return Vector(strings)
@@ -58,7 +77,7 @@ def environment(env: Mapping[Text, Text] | None) -> Vector:
 
 def candidates(program: Text, env: Mapping[Text, Text] | None) -> list[bytes]:
     """The paths that a program's name may mean, in the order of PATH."""
-    name = os.fsencode(program)
+    name = encode(program)
     if b"/" in name:
         return [name]
     if not name:
@@ -103,7 +122,7 @@ def execute(
             tolerate=ABSENT, flags=flags,
         )  # fmt: skip
         return
-    paths = candidates(argv[0], env) if executable is None else [os.fsencode(executable)]
+    paths = candidates(argv[0], env) if executable is None else [encode(executable)]
     for path in paths:
         yield Call("execve", path_of(path), vector, variables, tolerate=ABSENT, flags=flags)
 

@@ -64,7 +64,7 @@ def parse_rlimit(text: str) -> tuple[str, tuple[str, ...]]:
 
 @step(
     phase="limits",
-    field="rlimits",
+    field="rlimits", lasting=True,
     each=pairs,
     option=Option("NAME=SOFT[:HARD]", parse_rlimit, dict),
 )
@@ -87,7 +87,7 @@ def set_rlimit(
     yield Call("prlimit64", 0, resource, struct.pack("<QQ", low, high), 0)
 
 
-@step(phase="scheduling", field="nice", option=Option("N", int))
+@step(phase="scheduling", field="nice", lasting=True, option=Option("N", int))
 def set_nice(nice: int) -> Records:
     """Set the nice value, -20 (most time) to 19: setpriority.
 
@@ -112,7 +112,7 @@ def parse_scheduler(text: str) -> tuple[str, int]:
 
 @step(
     phase="scheduling",
-    field="scheduler",
+    field="scheduler", lasting=True,
     each=policy_and_priority,
     option=Option("POLICY[:PRIORITY]", parse_scheduler),
 )
@@ -167,7 +167,7 @@ def parse_numbers(text: str) -> list[int]:
     return numbers
 
 
-@step(phase="scheduling", field="affinity", option=Option("CPUS", parse_numbers))
+@step(phase="scheduling", field="affinity", lasting=True, option=Option("CPUS", parse_numbers))
 def set_affinity(cpus: Iterable[int]) -> Records:
     """Run on these processors only, by number: sched_setaffinity.
 
@@ -185,7 +185,7 @@ def parse_ioprio(text: str) -> tuple[str, int]:
 
 @step(
     phase="scheduling",
-    field="ioprio",
+    field="ioprio", lasting=True,
     each=policy_and_priority,
     option=Option("CLASS[:LEVEL]", parse_ioprio),
 )
@@ -198,7 +198,7 @@ def set_io_priority(name: str, level: int = 0) -> Records:
     yield Call("ioprio_set", lib.IOPRIO_WHO_PROCESS, 0, value)
 
 
-@step(phase="scheduling", field="timer_slack_ns", option=Option("NS", int))
+@step(phase="scheduling", field="timer_slack_ns", lasting=True, option=Option("NS", int))
 def set_timer_slack(ns: int) -> Records:
     """How late the kernel may fire the program's timers, in nanoseconds: prctl PR_SET_TIMERSLACK.
 
@@ -220,7 +220,7 @@ def parse_policy(text: str) -> tuple[str, list[int]]:
 
 @step(
     phase="scheduling",
-    field="mempolicy",
+    field="mempolicy", lasting=True,
     each=policy_and_priority,
     option=Option("MODE[:NODES]", parse_policy),
 )
@@ -236,7 +236,7 @@ def set_memory_policy(mode: str, nodes: Iterable[int] = ()) -> Records:
     yield Call("set_mempolicy", number, mask or 0, len(mask) * 8 + 1 if mask else 0)
 
 
-@step(phase="adjust", field="oom_score_adj", option=Option("N", int))
+@step(phase="adjust", field="oom_score_adj", lasting=True, option=Option("N", int))
 def set_oom_score_adj(score: int) -> Records:
     """How soon the kernel kills the program for memory, -1000 (never) to 1000: /proc/self/oom_score_adj.
 
@@ -265,7 +265,7 @@ def parse_personality(text: str) -> list[str]:
     return text.split(",")
 
 
-@step(phase="scheduling", field="personality", option=Option("FLAGS", parse_personality))
+@step(phase="scheduling", field="personality", lasting=True, option=Option("FLAGS", parse_personality))
 def set_personality(persona: int | Iterable[str]) -> Records:
     """Set the execution domain: a number, or names ("addr_no_randomize", "linux32"): personality.
 

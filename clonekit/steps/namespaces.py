@@ -195,7 +195,7 @@ def join_namespaces(fd: object, names: Iterable[str] | str = ()) -> Records:
     yield Call("setns", fd, kind)
 
 
-@step(phase="namespaces", field="hostname", option=Option("NAME"))
+@step(phase="namespaces", field="hostname", lasting=True, option=Option("NAME"))
 def set_host_name(name: str) -> Records:
     """The host name, in the child's UTS namespace: sethostname.
 
@@ -205,7 +205,7 @@ def set_host_name(name: str) -> Records:
     yield Call("sethostname", text, len(text) - 1)
 
 
-@step(phase="namespaces", field="domainname", option=Option("NAME"))
+@step(phase="namespaces", field="domainname", lasting=True, option=Option("NAME"))
 def set_domain_name(name: str) -> Records:
     """The NIS domain name, in the child's UTS namespace: setdomainname.
 

@@ -205,7 +205,7 @@ def parse_write(text: str) -> tuple[str, bytes]:
 
 @step(
     phase="opening",
-    field="write_files",
+    field="write_files", lasting=True,
     each=lambda files: list(files.items()),
     option=Option("PATH=TEXT", parse_write, dict),
 )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 MOST_UMASK = 0o777
 
 
-@step(phase="place", field="root", option=Option("PATH"))
+@step(phase="place", field="root", lasting=True, option=Option("PATH"))
 def change_root(path: str | bytes | os.PathLike[str]) -> Records:
     """Make `path` the root, and the current directory inside it: chroot, chdir.
 
@@ -30,7 +30,7 @@ def change_root(path: str | bytes | os.PathLike[str]) -> Records:
     yield Call("chdir", b"/\0")
 
 
-@step(phase="place", field="cwd", option=Option("PATH"))
+@step(phase="place", field="cwd", lasting=True, option=Option("PATH"))
 def change_directory(path: str | bytes | os.PathLike[str] | int) -> Records:
     """Change the current directory, to a path in the child's root or a descriptor: chdir, fchdir.
 
@@ -42,7 +42,7 @@ def change_directory(path: str | bytes | os.PathLike[str] | int) -> Records:
         yield Call("fchdir", Fd(path))
 
 
-@step(phase="place", field="umask", option=Option("OCTAL", lambda text: int(text, 8)))
+@step(phase="place", field="umask", lasting=True, option=Option("OCTAL", lambda text: int(text, 8)))
 def set_umask(mask: int) -> Records:
     """Set the bits that new files do not get: umask.
 
@@ -54,7 +54,7 @@ def set_umask(mask: int) -> Records:
     yield Call("umask", mask)
 
 
-@step(phase="session", field="setsid")
+@step(phase="session", field="setsid", lasting=True)
 def new_session() -> Records:
     """Start a session and a process group, without a controlling terminal: setsid.
 
@@ -63,7 +63,7 @@ def new_session() -> Records:
     yield Call("setsid")
 
 
-@step(phase="session", field="pgid", option=Option("PGID", int))
+@step(phase="session", field="pgid", lasting=True, option=Option("PGID", int))
 def set_process_group(pgid: int = 0) -> Records:
     """Join the process group `pgid` of this session; 0 starts one of its own: setpgid.
 

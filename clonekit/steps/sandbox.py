@@ -38,7 +38,7 @@ def read_filter(path: str) -> bytes:
         return file.read()
 
 
-@step(phase="seccomp", field="seccomp", option=Option("FILE", read_filter))
+@step(phase="seccomp", field="seccomp", lasting=True, option=Option("FILE", read_filter))
 def install_seccomp_filter(program: bytes, flags: int = 0) -> Records:
     """Install a filter, BPF instructions as the kernel's struct sock_filter: seccomp.
 
@@ -67,7 +67,7 @@ def parse_prctl(text: str) -> tuple[object, ...]:
 
 @step(
     phase="prctl",
-    field="prctl",
+    field="prctl", lasting=True,
     each=lambda calls: [tuple(call) for call in calls],
     option=Option("OPTION[,ARG...]", parse_prctl, list),
 )

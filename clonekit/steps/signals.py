@@ -70,7 +70,7 @@ def clear_handlers() -> Records:
             yield Call("rt_sigaction", number, place, 0, SIGSET_SIZE)
 
 
-@step(phase="signals", field="sigdefault", option=Option("NAMES", parse_names))
+@step(phase="signals", field="sigdefault", lasting=True, option=Option("NAMES", parse_names))
 def reset_signals(names: Iterable[int | str]) -> Records:
     """These signals have their default action: rt_sigaction.
 
@@ -82,7 +82,7 @@ def reset_signals(names: Iterable[int | str]) -> Records:
     yield from dispositions(names, SIG_DFL)
 
 
-@step(phase="signals", field="sigignore", option=Option("NAMES", parse_names))
+@step(phase="signals", field="sigignore", lasting=True, option=Option("NAMES", parse_names))
 def ignore_signals(names: Iterable[int | str]) -> Records:
     """These signals are ignored, also by the program until it changes that: rt_sigaction.
 
@@ -91,7 +91,7 @@ def ignore_signals(names: Iterable[int | str]) -> Records:
     yield from dispositions(names, SIG_IGN)
 
 
-@step(phase="mask", field="sigmask", option=Option("NAMES", parse_names))
+@step(phase="mask", field="sigmask", lasting=True, option=Option("NAMES", parse_names))
 def set_signal_mask(names: Iterable[int | str] | None = None) -> Records:
     """The signals that are blocked when the program begins: rt_sigprocmask.
 
@@ -108,7 +108,7 @@ def set_signal_mask(names: Iterable[int | str] | None = None) -> Records:
     yield Call("rt_sigprocmask", lib.SIG_SETMASK, packed, 0, SIGSET_SIZE)
 
 
-@step(phase="parent", field="pdeathsig", option=Option("SIGNAL"))
+@step(phase="parent", field="pdeathsig", lasting=True, option=Option("SIGNAL"))
 def set_parent_death_signal(number: int | str) -> Records:
     """The signal that the program gets when its parent ends: prctl PR_SET_PDEATHSIG.
 

@@ -42,7 +42,7 @@ class Option:
 class Kind:
     """One step of the library: its phase, its field in a declaration, its function."""
 
-    __slots__ = ("each", "field", "function", "name", "option", "phase")
+    __slots__ = ("each", "field", "function", "lasting", "name", "option", "phase")
 
     def __init__(
         self,
@@ -51,7 +51,10 @@ class Kind:
         field: str | None,
         each: Callable[[Any], Iterable[tuple[Any, ...]]] | None,
         option: Option | None,
+        *,
+        lasting: bool,
     ) -> None:
+        self.lasting = lasting
         self.function = function
         self.name = function.__name__
         self.phase = phase
@@ -121,15 +124,18 @@ def step(
     field: str | None = None,
     each: Callable[[Any], Iterable[tuple[Any, ...]]] | None = None,
     option: Option | None = None,
+    lasting: bool = False,
 ) -> Callable[[Callable[P, Records]], Callable[P, Step]]:
     """Make a generator of records a step.
 
     `field` is its name in a declaration; `each` turns that field's value into the arguments of
     one or more steps (by default the value is the one argument, and True means "no argument").
+    `lasting` promises that the records depend on the arguments alone, never on our own ids, files
+    or descriptors: what they compile to may then serve again.
     """
 
     def register(function: Callable[P, Records]) -> Callable[P, Step]:
-        kind = KINDS[function.__name__] = Kind(function, phase, field, each, option)
+        kind = KINDS[function.__name__] = Kind(function, phase, field, each, option, lasting=lasting)
         return kind
 
     return register
