@@ -8,26 +8,25 @@ from __future__ import annotations
 
 import os
 import signal
-import struct
 
 from clonekit.arrange import ABOVE, CGROUP, OWN_TABLE, Arranged, cgroup_slot, completed
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import ffi, lib
-from clonekit.records import CALLER_MASK, CLEARED_DISPOSITIONS, RECORD, Assembler, Clone, Fd
+from clonekit.records import CALLER_MASK, CLEARED_DISPOSITIONS, POINTERS, RECORD, Assembler, Clone, Fd
+from clonekit.steps.execute import execute, packed
 from clonekit.vforked import run
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import Any, Self
 
     from clonekit.process import Process
     from clonekit.records import Record
+    from clonekit.steps.execute import Text
     from clonekit.steps.step import Step
     from clonekit.vforked import Trace
 
-#: struct ck_pointers.
-POINTERS = struct.Struct("<II")
 SIGNAL_OF_END = signal.SIGCHLD.value
 NOT_IN_CLONE2 = (
     (lib.CLONE_INTO_CGROUP, "cgroup"),
@@ -46,8 +45,8 @@ class Setup:
     """
 
     __slots__ = (
-        "assembler", "clone_flags", "fd_slots", "floor", "held", "inputs", "owners", "scratch",
-        "slots", "steps", "struct",
+        "assembler", "clone_flags", "fd_slots", "floor", "held", "image", "inputs", "owners",
+        "pointers", "records", "scratch", "slots", "steps", "struct",
     )  # fmt: skip
 
     def __init__(self, arranged: Arranged, steps: Sequence[Step], *, has_clone3: bool) -> None:
@@ -61,6 +60,9 @@ class Setup:
         for number, records in enumerate(arranged.lists[:-1]):
             for record in records:
                 assembler.emit(record, number)  # type: ignore[arg-type]
+        self.records = bytes(assembler.records)
+        self.image = bytes(assembler.image)
+        self.pointers = b"".join([POINTERS.pack(*pair) for pair in assembler.pointers])
         self.scratch = bytes(assembler.scratch)
         program = self.struct = ffi.new("struct ck_program *")
         self._ask_of_clone(arranged.clone, has_clone3=has_clone3)
@@ -117,48 +119,66 @@ class Program:
 
     Attributes:
         argv: what the program is started with.
-        steps: all its steps, those that were added too.
         setup: all of it but the exec.
 
     Raises: DeclarationError, before any child is made.
     """
 
-    __slots__ = ("argv", "image", "records", "setup", "steps", "struct")
+    __slots__ = ("_last", "argv", "image", "records", "setup", "struct")
 
     def __init__(self, steps: Iterable[Step]) -> None:
         has_clone3 = bool(lib.ck_has_clone3())
         steps = completed(list(steps), has_clone3=has_clone3)
         arranged = Arranged(steps)
         setup = Setup(arranged, steps[:-1], has_clone3=has_clone3)
-        self._finish(setup, steps[-1], arranged.lists[-1])
+        assembler = setup.assembler.copy()
+        for record in arranged.lists[-1]:
+            assembler.emit(record, len(setup.steps))  # type: ignore[arg-type]
+        pointers = b"".join([POINTERS.pack(*pair) for pair in assembler.pointers])
+        self._last: Step | tuple[Any, ...] = steps[-1]
+        self.argv: tuple[Any, ...] = tuple(steps[-1].arguments[0])
+        self._link(setup, bytes(assembler.records), bytes(assembler.image), pointers)
 
     @classmethod
-    def after(cls, setup: Setup, last: Step) -> Self:
-        """The program of a setup that is already laid out, and an exec that uses no descriptor."""
-        made = cls.__new__(cls)
-        made._finish(setup, last, last.records())
-        return made
+    def after(
+        cls,
+        setup: Setup,
+        argv: Sequence[Text],
+        executable: Text | None,
+        env: Mapping[Text, Text] | None,
+    ) -> Self:
+        """The program of a setup and an exec by path: what `__init__` makes, by a shorter way."""
+        program = cls.__new__(cls)
+        program._last = (argv, executable, env)
+        program.argv = tuple(argv)
+        records, image, pointers = packed(
+            setup.records, setup.image, setup.pointers, len(setup.steps), argv, executable, env
+        )
+        program._link(setup, records, image, pointers)
+        return program
 
-    def _finish(self, setup: Setup, last: Step, records: Iterable[Record]) -> None:
-        """Lay out the exec after the setup, and link the image."""
+    def _link(self, setup: Setup, records: bytes, image: bytes, pointers: bytes) -> None:
+        """Give the image its addresses, and check that every record stays inside."""
         self.setup = setup
-        self.steps: tuple[Step, ...] = (*setup.steps, last)
-        self.argv: tuple[Any, ...] = tuple(last.arguments[0])
-        assembler = setup.assembler.copy()
-        number = len(setup.steps)
-        for record in records:
-            assembler.emit(record, number)  # type: ignore[arg-type]
-        self.records = bytes(assembler.records)
-        self.image = ffi.new("uint8_t[]", bytes(assembler.image))
+        self.records = records
+        self.image = ffi.new("uint8_t[]", image)
         self.struct = ffi.new("struct ck_program *")
         wrong = lib.ck_link(
-            self.struct, setup.struct, self.records, len(self.records), self.image,
-            len(assembler.image), b"".join([POINTERS.pack(*pair) for pair in assembler.pointers]),
-            len(assembler.pointers),
+            self.struct, setup.struct, records, len(records), self.image, len(image), pointers,
+            len(pointers) // POINTERS.size,
         )  # fmt: skip
         if wrong >= 0:
             msg = f"record {wrong} of {self.steps[self.step_of(wrong)]} reaches outside its program"
             raise DeclarationError(msg)
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """All its steps, those that were added too."""
+        last = self._last
+        if type(last) is tuple:
+            argv, executable, env = last
+            last = execute(argv, executable=executable, env=env)
+        return (*self.setup.steps, last)  # type: ignore[arg-type]
 
     def step_of(self, record: int) -> int:
         """The number of the step, from 0, that a record belongs to."""
@@ -199,7 +219,7 @@ class Program:
         return entries(self)
 
     def __repr__(self) -> str:
-        return f"<Program {list(self.argv)!r}: {len(self.steps)} steps, {len(self)} records>"
+        return f"<Program {list(self.argv)!r}: {len(self.setup.steps) + 1} steps, {len(self)} records>"
 
     def _values(self, slots: dict[str, object]) -> list[int]:
         """The input registers of one spawn."""

@@ -33,6 +33,8 @@ WORD = (1 << 64) - 1
 RECORD = struct.Struct("<BBHIH6B8s6Qq")
 #: The same in whole words, which pack in a third of the time.
 WORDS = struct.Struct("<9Qq")
+#: struct ck_pointers.
+POINTERS = struct.Struct("<II")
 
 IMMEDIATE, IMAGE, SCRATCH, REGISTER = 0, 1, 2, 3
 EXACT, RETRY, TRY, EXEC = lib.CK_EXACT, lib.CK_RETRY, lib.CK_TRY, lib.CK_EXEC

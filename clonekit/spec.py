@@ -75,12 +75,8 @@ class Spec:
             for kind in FIELDS.get(name, ()):
                 steps += kind.of_field(value)
         steps.sort(key=place)
-        return [*steps, self._execute()]
-
-    def _execute(self) -> Step:
-        """The last step."""
-        fields = self.fields
-        return execute(self.argv, **{name: fields[name] for name in OF_EXEC if name in fields})
+        of_exec = {name: fields[name] for name in OF_EXEC if name in fields}
+        return [*steps, execute(self.argv, **of_exec)]
 
     def program(self) -> Program:
         """Compile it. What does not depend on argv is compiled once for equal declarations.
@@ -96,7 +92,9 @@ class Spec:
             return Program(self.steps())
         setup = _setups.get(key)
         if setup is not None:
-            return Program.after(setup, self._execute())
+            return Program.after(
+                setup, self.argv, self.fields.get("executable"), self.fields.get("env")
+            )
         program = Program(self.steps())
         if len(_setups) >= MOST_SETUPS:
             _setups.clear()

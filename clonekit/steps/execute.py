@@ -7,8 +7,8 @@ import os
 import sys
 
 from clonekit.errors import DeclarationError
-from clonekit.linux.abi import lib
-from clonekit.records import EXEC, TRY, Call, Fd, Vector
+from clonekit.linux.abi import NUMBERS, lib
+from clonekit.records import EXEC, IMAGE, NOWHERE, POINTERS, TRY, WORDS, Call, Fd, Vector
 from clonekit.steps.opening import path_of
 from clonekit.steps.step import step
 
@@ -32,7 +32,7 @@ def encode(text: Text) -> bytes:
 
 def arguments(argv: Sequence[Text]) -> Vector:
     """argv as the kernel takes it, checked."""
-    if isinstance(argv, str | bytes | os.PathLike):
+    if type(argv) is not list and isinstance(argv, str | bytes | os.PathLike):
         msg = f"argv is {argv!r}; give a list of arguments, as [{argv!r}]"
         raise DeclarationError(msg)
     strings = [b"%b\0" % encode(text) for text in argv]
@@ -83,11 +83,11 @@ def candidates(program: Text, env: Mapping[Text, Text] | None) -> list[bytes]:
     if not name:
         msg = "the program's name is empty"
         raise DeclarationError(msg)
-    path = ours_or(env)
+    path = search_path(env)
     return [b"%b/%b" % (directory or b".", name) for directory in path.split(b":")]
 
 
-def ours_or(env: Mapping[Text, Text] | None) -> bytes:
+def search_path(env: Mapping[Text, Text] | None) -> bytes:
     """The PATH that the program will have, or the system's default."""
     if env is None:
         found = os.environ._data.get(b"PATH")  # type: ignore[attr-defined] # noqa: SLF001 - as above
@@ -127,3 +127,40 @@ def execute(
         yield Call("execve", path_of(path), vector, variables, tolerate=ABSENT, flags=flags)
 
 
+#: A candidate's record without its step and addresses: operands 0, 1 and 2 are in the image.
+CANDIDATE = lib.CK_CALL | (EXEC | TRY) << 8 | NUMBERS["execve"] << 32
+IN_IMAGE = NOWHERE | sum(IMAGE << 16 + 8 * n for n in range(3))
+TOLERATED = int.from_bytes(bytes(ABSENT), "little")
+
+
+def packed(
+    records: bytes,
+    image: bytes,
+    pointers: bytes,
+    number: int,
+    argv: Sequence[Text],
+    executable: Text | None,
+    env: Mapping[Text, Text] | None,
+) -> tuple[bytes, bytes, bytes]:
+    """Records, image and pointers with those of `execute` by path appended, as step `number`.
+
+    The same bytes as the step's own records would give, without an object for each. The
+    environment comes first: packed for this place, it serves the next spawn.
+    """
+    variables = environment(env)
+    vector = arguments(argv)
+    paths = candidates(argv[0], env) if executable is None else [encode(executable)]
+    start = len(image)
+    block = variables.packed_at(start)
+    image += block
+    env_at = len(image) - 8 * len(variables.strings) - 8
+    image += vector.packed_at(len(image))
+    argv_at = len(image) - 8 * len(vector.strings) - 8
+    pointers += POINTERS.pack(env_at, len(variables.strings))
+    pointers += POINTERS.pack(argv_at, len(vector.strings))
+    head = CANDIDATE | number << 16
+    for path in paths:
+        at = len(image)
+        image += path_of(path)
+        records += WORDS.pack(head, IN_IMAGE, TOLERATED, at, argv_at, env_at, 0, 0, 0, 0)
+    return records, image, pointers
