@@ -25,7 +25,17 @@ class build_child(build_ext):  # noqa: N801 - setuptools' own style for commands
         """Compile the child's object and link it into the extension."""
         compiler = [word for word in self.compiler.compiler if not word.startswith(("-flto", "-g"))]
         CHILD_OBJECT.parent.mkdir(parents=True, exist_ok=True)
-        self.spawn([*compiler[:1], *CHILD_FLAGS, "-Icdefs", "-c", "cdefs/machine.c", "-o", str(CHILD_OBJECT)])
+        self.spawn(
+            [
+                *compiler[:1],
+                *CHILD_FLAGS,
+                "-Icdefs",
+                "-c",
+                "cdefs/machine.c",
+                "-o",
+                str(CHILD_OBJECT),
+            ]
+        )
         ext.extra_objects = [str(CHILD_OBJECT)]
         super().build_extension(ext)
 

@@ -49,12 +49,11 @@ INCLUDES = """
 """
 
 # Every integer macro that begins so becomes an attribute of `lib`.
-PREFIXES = (
-    "_LINUX_CAPABILITY_VERSION_ "
-    "AF_ AT_ CAP_ CLD_ CLONE_ CLOSE_RANGE_ F_ FD_ FUTEX_ IOPRIO_ KEYCTL_ KEY_SPEC_ LANDLOCK_ "
-    "MFD_ MPOL_ MSG_ MS_ O_ PIDFD_ POLL PRIO_ PR_ RESOLVE_ RLIMIT_ SA_ SCHED_ "
-    "SECBIT_ SECCOMP_ SHUT_ SIG SOCK_ SOL_ SO_ TIOCSCTTY TIOCNOTTY TIOCSPGRP TIOCSTI W"
-).split()
+PREFIXES = """
+_LINUX_CAPABILITY_VERSION_ AF_ AT_ CAP_ CLD_ CLONE_ CLOSE_RANGE_ F_ FD_ FUTEX_ IOPRIO_ KEYCTL_
+KEY_SPEC_ LANDLOCK_ MFD_ MPOL_ MSG_ MS_ O_ PIDFD_ POLL PRIO_ PR_ RESOLVE_ RLIMIT_ SA_ SCHED_
+SECBIT_ SECCOMP_ SHUT_ SIG SOCK_ SOL_ SO_ TIOCSCTTY TIOCNOTTY TIOCSPGRP TIOCSTI W
+"""
 
 # Integer constants that are enumerators, not macros.
 ENUMERATORS = """
@@ -63,7 +62,7 @@ MPOL_DEFAULT MPOL_PREFERRED MPOL_BIND MPOL_INTERLEAVE MPOL_LOCAL MPOL_PREFERRED_
 ADDR_NO_RANDOMIZE MMAP_PAGE_ZERO ADDR_COMPAT_LAYOUT READ_IMPLIES_EXEC ADDR_LIMIT_32BIT
 SHORT_INODE WHOLE_SECONDS STICKY_TIMEOUTS ADDR_LIMIT_3GB UNAME26
 PER_LINUX PER_LINUX32
-""".split()
+"""
 
 # Macros that begin right but are no integers, or not this machine's.
 NOT_INTEGERS = re.compile(
@@ -133,9 +132,9 @@ CONSTANTS = sorted(
     {
         name
         for name in NAMES
-        if name.startswith(tuple(PREFIXES)) and not NOT_INTEGERS.match(name)
+        if name.startswith(tuple(PREFIXES.split())) and not NOT_INTEGERS.match(name)
     }
-    | set(ENUMERATORS)
+    | set(ENUMERATORS.split())
 )
 
 ffibuilder = FFI()
@@ -153,7 +152,9 @@ ffibuilder.set_source(
     sources=["cdefs/parent.c"],
     include_dirs=["cdefs"],
     depends=[
-        f"cdefs/{path.relative_to(HERE)}" for path in sorted(HERE.rglob("*")) if path.suffix in {".h", ".c", ".py"}
+        f"cdefs/{path.relative_to(HERE)}"
+        for path in sorted(HERE.rglob("*"))
+        if path.suffix in {".h", ".c", ".py"}
     ],
     extra_compile_args=["-std=gnu11", "-Wall", "-Wextra", "-O2", "-fvisibility=hidden"],
     py_limited_api=True,

@@ -5,13 +5,31 @@
  *
  * F1  A copy has one thread: a lock that another thread held would stay locked for ever.
  *     The kernel is asked whether there is another: unshare(CLONE_THREAD) changes nothing and
- *     fails if so. It is asked after Python's hooks, which may have ended threads of theirs.
+ *     fails if so. It is asked after Python's hooks, which may have ended threads of theirs; and
+ *     for a while, since a thread that was joined may not have come to its end yet.
  * F2  libc caches the thread's id. The kernel knows where, since it clears that word when the
  *     thread ends, and writes the new id there before the copy runs. Where the word does not
  *     hold our id (not glibc), the copy could signal its parent by mistake: refused.
  * F3  The kernel forgets the list of robust mutexes in a copy: it is told again.
  * F4  Handlers of pthread_atfork(3) are libc's secret and do not run; Python's own hooks do.
  */
+void PyOS_BeforeFork(void);             /* in Python's stable ABI since 3.7, but cffi asks for */
+void PyOS_AfterFork_Parent(void);       /* an older one, whose headers do not declare them */
+void PyOS_AfterFork_Child(void);
+
+static int
+is_only_thread(void)
+{
+    const struct timespec pause = { .tv_nsec = 100000 };
+
+    for (int tries = 0; tries < 1000; tries++) {
+        if (ck_syscall(SYS_unshare, CLONE_THREAD, 0, 0, 0, 0, 0) == 0)
+            return 1;
+        nanosleep(&pause, NULL);
+    }
+    return 0;
+}
+
 int64_t
 ck_fork_like(uint64_t flags, uint64_t exit_signal, int cgroup, int32_t *pidfd)
 {
@@ -33,10 +51,8 @@ ck_fork_like(uint64_t flags, uint64_t exit_signal, int cgroup, int32_t *pidfd)
 
     gil = PyGILState_Ensure();
     PyOS_BeforeFork();
-    if (ck_syscall(SYS_unshare, CLONE_THREAD, 0, 0, 0, 0, 0) != 0)
-        pid = -EDEADLK;                                                             /* F1 */
-    else
-        pid = ck_syscall(SYS_clone3, (long)&args, sizeof args, 0, 0, 0, 0);
+    pid = is_only_thread() ? ck_syscall(SYS_clone3, (long)&args, sizeof args, 0, 0, 0, 0)
+                           : -EDEADLK;                                              /* F1 */
     if (pid == 0) {
         ck_syscall(SYS_set_robust_list, (long)robust, (long)robust_size, 0, 0, 0, 0); /* F3 */
         PyOS_AfterFork_Child();

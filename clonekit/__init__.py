@@ -17,7 +17,7 @@ __all__ = [
     "Process",
     "Program",
     "Slot",
-    "Spec",
     "SpawnError",
+    "Spec",
     "spawn",
 ]

@@ -1,5 +1,7 @@
-"""Steps in their final form: what every program has, which descriptors must survive, which
-values are inputs, and when our memory must be untraceable.
+"""Steps in their final form.
+
+What every program has, which descriptors must survive the vector, which values are inputs, and
+from when our memory must be untraceable.
 """
 
 from __future__ import annotations
@@ -16,8 +18,6 @@ from clonekit.steps.signals import clear_handlers, set_signal_mask
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from clonekit.records import Record
     from clonekit.steps.step import Kind, Step
 
@@ -32,7 +32,9 @@ MASK: Kind = set_signal_mask  # type: ignore[assignment]
 EXECUTE: Kind = execute  # type: ignore[assignment]
 #: Calls that may lead into another user namespace, by name and number.
 JOINS = ("setns", NUMBERS["setns"], "unshare", NUMBERS["unshare"])
-GUARDED_CALLS = frozenset({*JOINS, *CREDENTIAL_CALLS, *(NUMBERS[name] for name in CREDENTIAL_CALLS)})
+GUARDED_CALLS = frozenset(
+    {*JOINS, *CREDENTIAL_CALLS, *(NUMBERS[name] for name in CREDENTIAL_CALLS)}
+)
 
 
 class Arranged:
@@ -48,7 +50,17 @@ class Arranged:
         guard: how our memory is kept untraceable.
     """
 
-    __slots__ = ("_fds", "_makers", "above", "clone", "fd_slots", "guard", "inputs", "kept", "lists")
+    __slots__ = (
+        "_fds",
+        "_makers",
+        "above",
+        "clone",
+        "fd_slots",
+        "guard",
+        "inputs",
+        "kept",
+        "lists",
+    )
 
     def __init__(self, steps: list[Step]) -> None:
         self.lists: list[list[Record]] = []
@@ -132,7 +144,9 @@ class Arranged:
         if self.fd_slots:
             self.inputs[ABOVE] = None
         crossing = dict.fromkeys(
-            fd for step, fd in self._fds if step > at and makers.get(fd.of, -1) < at  # type: ignore[arg-type]
+            fd
+            for step, fd in self._fds
+            if step > at and makers.get(fd.of, -1) < at  # type: ignore[arg-type]
         )
         made_before = any(step < at for step in makers.values())
         tidy = None if made_before or self.fd_slots else floor
@@ -183,7 +197,9 @@ def completed(steps: list[Step], *, has_clone3: bool) -> list[Step]:
     if MASK not in kinds:
         steps.insert(-1, set_signal_mask())
     elif kinds.count(MASK) > 1 or kinds[-2] is not MASK:
-        msg = "signals stay blocked until the last step; put set_signal_mask() just before execute()"
+        msg = (
+            "signals stay blocked until the last step; put set_signal_mask() just before execute()"
+        )
         raise DeclarationError(msg)
     if PLACE not in kinds:
         at = next(n for n, step in enumerate(steps) if step.phase in CLOSED_PHASES)
@@ -208,7 +224,9 @@ def open_stdio() -> dict[int, int]:
 
 def redirected(record: Record, moved: dict[Fd, int]) -> Record:
     """The record with each moved descriptor at its new number."""
-    if type(record) is Call and any(type(value) is Fd and value in moved for value in record.operands):
+    if type(record) is Call and any(
+        type(value) is Fd and value in moved for value in record.operands
+    ):
         return Call(
             record.name,
             *(moved.get(value, value) if type(value) is Fd else value for value in record.operands),

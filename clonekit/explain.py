@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from clonekit.program import Program
 
 # How each call's arguments read: n a number, o octal, fd, at (a directory), s a string, t@K text
-# as long as argument K, v a vector of strings, e the environment, pN memory of N bytes, p@K*M memory of argument
-# K times M bytes, A_ one of the constants A_..., A_| an or of them. A call that is not here is
-# shown as numbers.
+# as long as argument K, v a vector of strings, e the environment, pN memory of N bytes, p@K*M
+# memory of argument K times M bytes, A_ one of the constants A_..., A_| an or of them. A call
+# that is not here is shown as numbers.
 SIGNATURES: dict[str, str] = {
     "bind": "fd p@2 n",
     "capset": "p8 p24",
@@ -231,5 +231,3 @@ def clone_text(program: Program) -> str:
     call = "clone" if struct_.without_clone3 else "clone3"
     signal = constants("SIG").get(struct_.exit_signal, str(struct_.exit_signal))
     return f"{call}({flags_of(program.setup.clone_flags, 'CLONE_')}, exit_signal={signal})"
-
-

@@ -50,7 +50,7 @@ CAPABILITY = {
 }
 
 
-def failure(program: Program, outcome: Any, inputs: Any) -> Exception:
+def failure(program: Program, outcome: Any) -> Exception:
     """The error for an outcome that is not success."""
     if outcome.stage == lib.CK_NOT_OPEN:
         return DeclarationError(
@@ -93,8 +93,8 @@ def clone_hint(number: int, flags: int) -> str:
     """Why a clone was refused."""
     if number == errno.ENOSYS:
         return (
-            "clone3 is refused (a container's old seccomp profile does that), or the kernel is older "
-            "than Linux 5.3; compile the declaration again to use clone"
+            "clone3 is refused (an old seccomp profile of a container does that), or the kernel is "
+            "older than Linux 5.3; compile the declaration again to use clone"
         )
     if number == errno.EINVAL:
         newer = [(name, first) for flag, name, first in FIRST_KERNEL_OF_FLAG if flags & flag]
@@ -167,5 +167,3 @@ def exec_hint(number: int, syscall: str) -> str:
     if number == errno.EAGAIN:
         return "RLIMIT_NPROC is exceeded for the new uid"
     return ""
-
-

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _MAKING = object()
 CLD_EXITED = 1
+MOST_WAITS = 200
 
 
 class Exit:
@@ -88,16 +89,17 @@ class Process:
         argv: what it was started with, or an empty tuple for one that was not started here.
     """
 
-    __slots__ = ("__weakref__", "_exit", "_pidfd", "argv", "pid")
+    __slots__ = ("__weakref__", "_exit", "_pidfd", "_waiting", "argv", "pid")
 
     def __init__(self, token: object, pid: int, pidfd: int, argv: Sequence[Any] = ()) -> None:
         if token is not _MAKING:
-            msg = "use spawn(), or Process.from_pid() and Process.from_pidfd() for one that runs already"
+            msg = "use spawn(); for one that runs already, Process.from_pid() or from_pidfd()"
             raise TypeError(msg)
         self.pid = pid
         self._pidfd = pidfd
         self.argv = tuple(argv)
         self._exit: Exit | None = None
+        self._waiting = 0  # threads in waitid
 
     @classmethod
     def from_pid(cls, pid: int) -> Self:
@@ -151,59 +153,67 @@ class Process:
             SIGCHLD is ignored, and the kernel does not keep its status (Linux 6.15 does).
         See: waitid(2), P_PIDFD.
         """
-        if self._exit is not None:
-            return self._exit
-        if timeout is not None:
-            ended = self.poll()
-            if ended is not None:
-                return ended
+        if timeout is not None and self.poll() is None:
             self._sleep(timeout)
-        while True:
-            ended = self._reap(0)
-            if ended is not None:
-                return ended
+        while self._exit is None:
+            self._reap(0)
+        return self._exit
 
     def poll(self) -> Exit | None:
         """How it ended, or None if it has not. It reaps, and does not wait."""
-        if self._exit is not None:
-            return self._exit
-        return self._reap(os.WNOHANG)
+        if self._exit is None:
+            self._reap(os.WNOHANG)
+        return self._exit
 
-    def _sleep(self, timeout: float) -> None:
+    def _sleep(self, timeout: float | None) -> None:
+        """Until the pidfd is readable."""
         import select
 
         poller = select.poll()
         poller.register(self.fileno(), select.POLLIN)
-        if not poller.poll(max(0.0, timeout) * 1000):
+        if not poller.poll(None if timeout is None else max(0.0, timeout) * 1000):
             msg = f"{self!r} still runs after {timeout} s"
             raise TimeoutError(msg)
 
-    def _reap(self, options: int) -> Exit | None:
+    def _reap(self, options: int) -> None:
+        """Call waitid once, and note what it says."""
         ended = ffi.new("struct ck_exit *")
-        result = lib.ck_wait(self.fileno(), os.WEXITED | options, ended)
-        if result == 0:
-            if not ended.pid:
-                return None
-            by_signal = ended.code != CLD_EXITED
-            self._exit = Exit(
-                None if by_signal else ended.status,
-                ended.status if by_signal else None,
-                core=ended.code == lib.CLD_DUMPED,
-                usage=ended.usage,
-            )
-            return self._exit
-        if result == -errno.EINTR or self._exit is not None:
-            return self._exit
-        if result == -errno.ECHILD:
-            return self._kept_status(options)
-        raise OSError(-result, f"waitid: {os.strerror(-result)}")
+        self._waiting += 1
+        try:
+            result = lib.ck_wait(self.fileno(), os.WEXITED | options, ended)
+            if result == 0 and ended.pid:
+                by_signal = ended.code != CLD_EXITED
+                self._exit = Exit(
+                    None if by_signal else ended.status,
+                    ended.status if by_signal else None,
+                    core=ended.code == lib.CLD_DUMPED,
+                    usage=ended.usage,
+                )
+            elif result == -errno.ECHILD:
+                self._reaped_elsewhere(options)
+            elif result not in (0, -errno.EINTR):
+                raise OSError(-result, f"waitid: {os.strerror(-result)}")
+        finally:
+            self._waiting -= 1
 
-    def _kept_status(self, options: int) -> Exit | None:
+    def _reaped_elsewhere(self, options: int) -> None:
+        """Another thread has just reaped it by this handle, or somebody else by other means."""
+        import time
+
+        for _ in range(MOST_WAITS):
+            if self._exit is not None:
+                return
+            if self._waiting < 2:  # noqa: PLR2004 - ourselves alone
+                break
+            time.sleep(0.001)
+        self._kept_status(options)
+
+    def _kept_status(self, options: int) -> None:
         """The status of a process that somebody else reaped, where the kernel keeps it."""
         from clonekit.linux.pidfd import exit_code
 
-        if options & os.WNOHANG == 0:
-            self._sleep(86400 * 365)
+        if not options & os.WNOHANG:
+            self._sleep(None)
         code = exit_code(self.fileno())
         if code is None:
             msg = (
@@ -213,14 +223,17 @@ class Process:
             raise ChildProcessError(errno.ECHILD, msg)
         number = os.WTERMSIG(code)
         self._exit = Exit(
-            None if number else os.WEXITSTATUS(code), number or None, core=os.WCOREDUMP(code), usage=None
+            None if number else os.WEXITSTATUS(code),
+            number or None,
+            core=os.WCOREDUMP(code),
+            usage=None,
         )
-        return self._exit
 
     def send_signal(self, number: int) -> None:
         """Send a signal to this process and never to another: pidfd_send_signal.
 
-        Raises: ProcessLookupError when it has been reaped, PermissionError. See: pidfd_send_signal(2).
+        Raises: ProcessLookupError when it has been reaped, PermissionError.
+        See: pidfd_send_signal(2).
         """
         result = lib.ck_raw(NUMBERS["pidfd_send_signal"], self.fileno(), int(number), 0, 0, 0, 0)
         if result < 0:
@@ -265,7 +278,10 @@ class Process:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._pidfd < 0:
             return

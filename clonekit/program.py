@@ -12,7 +12,15 @@ import signal
 from clonekit.arrange import ABOVE, CGROUP, OWN_TABLE, Arranged, cgroup_slot, completed
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import ffi, lib
-from clonekit.records import CALLER_MASK, CLEARED_DISPOSITIONS, POINTERS, RECORD, Assembler, Clone, Fd
+from clonekit.records import (
+    CALLER_MASK,
+    CLEARED_DISPOSITIONS,
+    POINTERS,
+    RECORD,
+    Assembler,
+    Clone,
+    Fd,
+)
 from clonekit.steps.execute import execute, packed
 from clonekit.vforked import run
 
@@ -22,7 +30,6 @@ if TYPE_CHECKING:
     from typing import Any, Self
 
     from clonekit.process import Process
-    from clonekit.records import Record
     from clonekit.steps.execute import Text
     from clonekit.steps.step import Step
     from clonekit.vforked import Trace
@@ -149,12 +156,12 @@ class Program:
     ) -> Self:
         """The program of a setup and an exec by path: what `__init__` makes, by a shorter way."""
         program = cls.__new__(cls)
-        program._last = (argv, executable, env)
+        program._last = (argv, executable, env)  # noqa: SLF001 - our own
         program.argv = tuple(argv)
         records, image, pointers = packed(
             setup.records, setup.image, setup.pointers, len(setup.steps), argv, executable, env
         )
-        program._link(setup, records, image, pointers)
+        program._link(setup, records, image, pointers)  # noqa: SLF001 - our own
         return program
 
     def _link(self, setup: Setup, records: bytes, image: bytes, pointers: bytes) -> None:
@@ -219,7 +226,9 @@ class Program:
         return entries(self)
 
     def __repr__(self) -> str:
-        return f"<Program {list(self.argv)!r}: {len(self.setup.steps) + 1} steps, {len(self)} records>"
+        return (
+            f"<Program {list(self.argv)!r}: {len(self.setup.steps) + 1} steps, {len(self)} records>"
+        )
 
     def _values(self, slots: dict[str, object]) -> list[int]:
         """The input registers of one spawn."""

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     Records: TypeAlias = Iterator[Record]
 
 WORD = (1 << 64) - 1
+MOST_FDS = 1 << 31
 #: struct ck_record, field by field.
 RECORD = struct.Struct("<BBHIH6B8s6Qq")
 #: The same in whole words, which pack in a third of the time.
@@ -74,16 +75,16 @@ class Fd:
     def __init__(self, of: object) -> None:
         if isinstance(of, Fd):
             of = of.of
-        if not isinstance(of, int | Slot):
+        elif not isinstance(of, int | Slot):
             fileno = getattr(of, "fileno", None)
             if fileno is None:
                 msg = f"{of!r} is not a descriptor; give a number, an open file or a Slot"
                 raise DeclarationError(msg)
             of = fileno()
-        if isinstance(of, bool) or (isinstance(of, int) and not 0 <= of < 1 << 31):
+        if not isinstance(of, Slot) and (type(of) is bool or not 0 <= int(of) < MOST_FDS):  # type: ignore[call-overload]
             msg = f"{of!r} is not a descriptor; give a number from 0 up"
             raise DeclarationError(msg)
-        self.of: int | Slot = of
+        self.of: int | Slot = of if isinstance(of, Slot) else int(of)  # type: ignore[call-overload]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Fd) and self.of == other.of
@@ -192,7 +193,7 @@ class Call:
 
 
 class Move:
-    """A value between a register and scratch: load it (`to`) from `place`, or store `value` there."""
+    """A value between a register and scratch: `to` is loaded from `place`, or `value` stored."""
 
     __slots__ = ("place", "to", "value", "width")
 
@@ -253,8 +254,8 @@ class Assembler:
         other.relocations = self.relocations
         other.registers = self.registers
         other.defined = self.defined
-        other._places = self._places
-        other._addresses = {}
+        other._places = self._places  # noqa: SLF001 - our own
+        other._addresses = {}  # noqa: SLF001 - our own
         return other
 
     def address(self, data: bytes | Data | Vector) -> int:
@@ -302,7 +303,10 @@ class Assembler:
         for offset, target in scratch.pointers.items():
             inner = isinstance(target, Scratch)
             struct.pack_into(
-                "<Q", content, offset, self.place(target) if inner else self.address(target)  # type: ignore[arg-type]
+                "<Q",
+                content,
+                offset,
+                self.place(target) if inner else self.address(target),  # type: ignore[arg-type]
             )
             targets.append((offset, SCRATCH if inner else IMAGE))
         at = len(self.scratch)
@@ -346,7 +350,7 @@ class Assembler:
             return SCRATCH, self.place(value)  # type: ignore[arg-type]
         if kind is Place:
             return SCRATCH, self.place(value.scratch) + value.offset  # type: ignore[attr-defined]
-        return IMMEDIATE, int(value) & WORD  # type: ignore[call-overload, no-any-return]
+        return IMMEDIATE, int(value) & WORD  # type: ignore[call-overload]
 
     def emit(self, record: Call | Move, step: int) -> None:
         """Append one record that belongs to this step."""
@@ -362,15 +366,11 @@ class Assembler:
             operands = (record.place,) if record.to is not None else (record.place, record.value)  # type: ignore[union-attr]
             head = MOVE | record.width << 32  # type: ignore[union-attr]
             tolerated = expected = 0
-        n = 0
-        for value in operands:
+        for n, value in enumerate(operands):
             if type(value) is int:
                 values[n] = value & WORD
             else:
                 kind, values[n] = self.operand(value)
                 kinds |= kind << 16 + 8 * n
-            n += 1
         result = NOWHERE if record.to is None else self.result(record.to)
-        self.records += WORDS.pack(
-            head | step << 16, result | kinds, tolerated, *values, expected
-        )
+        self.records += WORDS.pack(head | step << 16, result | kinds, tolerated, *values, expected)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-
 from clonekit.arrange import open_stdio
 from clonekit.errors import DeclarationError
-from clonekit.phases import PHASES
 from clonekit.linux.abi import lib
+from clonekit.phases import PHASES
 from clonekit.program import Program
 from clonekit.steps.execute import execute
 from clonekit.steps.signals import PYTHON_IGNORES
@@ -14,7 +13,7 @@ from clonekit.steps.step import KINDS, Step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
     from clonekit.process import Process
@@ -113,7 +112,7 @@ class Spec:
             elif name == "executable":
                 if not isinstance(value, str | bytes):
                     return None
-            elif name != "env" and name != "check":
+            elif name not in {"env", "check"}:
                 return None
         return tuple(key)
 
@@ -157,7 +156,11 @@ def with_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
     fields.setdefault("sigdefault", PYTHON_IGNORES)
     if "fds" not in fields:
         fields["fds"] = open_stdio()
-    if ("uid" in fields or "gid" in fields) and "groups" not in fields and not denies_groups(fields):
+    if (
+        ("uid" in fields or "gid" in fields)
+        and "groups" not in fields
+        and not denies_groups(fields)
+    ):
         fields["groups"] = ()
     return fields
 
@@ -185,5 +188,3 @@ def spawn(argv: Sequence[Text], /, **declaration: Any) -> Process:
     Raises: SpawnError naming the step that failed; DeclarationError before anything is made.
     """
     return Spec(argv, **declaration).program().spawn()
-
-

@@ -29,7 +29,9 @@ class Trace:
         self.total = total
 
 
-def run(program: Program, values: list[int] | None, trace: list[object] | None) -> tuple[Process, Trace | None]:
+def run(
+    program: Program, values: list[int] | None, trace: list[object] | None
+) -> tuple[Process, Trace | None]:
     """Spawn the program with these input registers; trace it if `trace` is a list.
 
     Raises: SpawnError.
@@ -54,7 +56,7 @@ def run(program: Program, values: list[int] | None, trace: list[object] | None) 
     if outcome.stage != lib.CK_SPAWNED:
         from clonekit.failure import failure
 
-        raise failure(program, outcome, inputs)
+        raise failure(program, outcome)
     process = made(outcome.pid, outcome.pidfd, program.argv)
     if trace is None:
         return process, None

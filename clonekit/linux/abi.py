@@ -9,6 +9,7 @@ from clonekit._machine import ffi, lib
 
 __all__ = ["NUMBERS", "call", "errno_name", "ffi", "lib", "name_of", "refuse_nul"]
 
+LAST_ERRNO = 4095
 #: The number of each system call on this machine, by name.
 NUMBERS: dict[str, int] = {
     name: int(number)
@@ -35,7 +36,7 @@ def call(name: str, *arguments: int) -> int:
     Raises: OSError with the call's errno.
     """
     result: int = lib.ck_raw(NUMBERS[name], *arguments, *(0,) * (6 - len(arguments)))
-    if -4095 <= result < 0:
+    if -LAST_ERRNO <= result < 0:
         raise OSError(-result, f"{name}: {os.strerror(-result)}")
     return result
 

@@ -33,9 +33,9 @@ def clone3(
     CLONE_PARENT and CLONE_AUTOREAP. Hooks of `os.register_at_fork` run; those that C libraries
     gave to pthread_atfork(3) do not.
 
-    Raises: ValueError for a flag that a copy cannot have; EDEADLK while the process has another
-        thread (one that was joined may need a moment to end); EOPNOTSUPP where libc is not glibc;
-        EPERM, EINVAL, ENOSPC, EAGAIN.
+    Raises: ValueError for a flag that a copy cannot have; EDEADLK if the process has another
+        thread, and has it 0.1 s later still; EOPNOTSUPP where libc is not glibc; EPERM, EINVAL,
+        ENOSPC, EAGAIN.
     Since: Linux 5.3; cgroup 5.7. See: clone3(2).
     """
     for name, reason in _REFUSED.items():

@@ -28,14 +28,19 @@ REFUSED_CALLS: dict[str, str] = {
         ),
         _MEMORY,
     ),
-    **dict.fromkeys(("mlock", "mlock2", "munlock", "mlockall", "munlockall", "membarrier"), _SETTING),
     **dict.fromkeys(
-        ("clone", "clone3", "fork", "vfork", "exit", "exit_group", "rt_sigreturn", "restart_syscall"),
+        ("mlock", "mlock2", "munlock", "mlockall", "munlockall", "membarrier"), _SETTING
+    ),
+    **dict.fromkeys(
+        (
+            "clone", "clone3", "fork", "vfork", "exit", "exit_group", "rt_sigreturn",
+            "restart_syscall",
+        ),
         _FLOW,
     ),
     **dict.fromkeys(("execve", "execveat"), "a program ends with exec; use the step execute()"),
     "rt_sigprocmask": "signals stay blocked until the last step; use set_signal_mask()",
-    "rt_sigaction": "a handler would run in the parent's memory; use reset_signals() or ignore_signals()",
+    "rt_sigaction": "a handler would run in our memory; see reset_signals(), ignore_signals()",
     "rt_sigsuspend": "signals stay blocked until the last step",
     "setrlimit": "prlimit64 says the same on every architecture; use set_rlimit()",
 }  # fmt: skip
@@ -54,8 +59,12 @@ REFUSED_PRCTL: dict[int, str] = {
     lib.PR_SET_VMA: _MEMORY,
 }  # fmt: skip
 
-#: Files that hold such settings: writing them through /proc/self changes the parent.
-REFUSED_FILES: dict[str, str] = {"coredump_filter": _SETTING}
+#: Files under /proc/PID of a process's own that reach the shared memory, each with the reason.
+REFUSED_FILES: dict[bytes, str] = {
+    b"coredump_filter": _SETTING,
+    b"clear_refs": _MEMORY,
+    b"mem": _MEMORY,
+}
 
 #: Calls after which a process of lesser rights could trace the child, and so our memory.
 CREDENTIAL_CALLS = (

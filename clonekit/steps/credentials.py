@@ -64,13 +64,17 @@ def capability_sets(value: Mapping[str, Iterable[str]] | Iterable[str]) -> dict[
         sets.setdefault("effective", permitted)
         sets.setdefault("inheritable", set(sets.get("ambient", ())))
     elif sets.keys() & {"effective", "inheritable"}:
-        msg = "capabilities: one call sets permitted, effective and inheritable; say 'permitted' too"
+        msg = (
+            "capabilities: one call sets permitted, effective and inheritable; say 'permitted' too"
+        )
         raise DeclarationError(msg)
     if permitted is not None and not sets["effective"] <= permitted:
         msg = "capabilities: effective may hold only what permitted holds; add it to permitted"
         raise DeclarationError(msg)
     if permitted is not None and not sets.get("ambient", set()) <= permitted & sets["inheritable"]:
-        msg = "capabilities: ambient may hold only what permitted and inheritable hold; add it there"
+        msg = (
+            "capabilities: ambient may hold only what permitted and inheritable hold; add it there"
+        )
         raise DeclarationError(msg)
     return sets
 
@@ -88,7 +92,7 @@ def of_set(name: str) -> Any:
 
 @step(phase="privileges", field="securebits", option=Option("BITS", lambda text: text.split(",")))
 def set_securebits(securebits: int | Iterable[str]) -> Records:
-    """How uid 0 and capabilities go together ("noroot", "no_setuid_fixup"...): prctl PR_SET_SECUREBITS.
+    """Set how uid 0 and capabilities go together ("noroot", ...): prctl PR_SET_SECUREBITS.
 
     Raises: EPERM without CAP_SETPCAP, or for a locked bit. See: capabilities(7).
     """

@@ -15,6 +15,7 @@ from clonekit.steps.step import step
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import Any
 
     from clonekit.records import Records
 
@@ -31,7 +32,7 @@ def encode(text: Text) -> bytes:
 
 
 def arguments(argv: Sequence[Text]) -> Vector:
-    """argv as the kernel takes it, checked."""
+    """Argv as the kernel takes it, checked."""
     if type(argv) is not list and isinstance(argv, str | bytes | os.PathLike):
         msg = f"argv is {argv!r}; give a list of arguments, as [{argv!r}]"
         raise DeclarationError(msg)
@@ -49,7 +50,7 @@ _ours: tuple[dict[bytes, bytes], Vector] = {}, Vector([])
 
 
 def environment(env: Mapping[Text, Text] | None) -> Vector:
-    """envp as the kernel takes it: exactly `env`, or a copy of ours as it is now.
+    """Envp as the kernel takes it: exactly `env`, or a copy of ours as it is now.
 
     Ours is packed again only when it has changed.
     """
@@ -89,10 +90,8 @@ def candidates(program: Text, env: Mapping[Text, Text] | None) -> list[bytes]:
 
 def search_path(env: Mapping[Text, Text] | None) -> bytes:
     """The PATH that the program will have, or the system's default."""
-    if env is None:
-        found = os.environ._data.get(b"PATH")  # type: ignore[attr-defined] # noqa: SLF001 - as above
-    else:
-        found = env.get("PATH", env.get(b"PATH"))
+    ours: Mapping[Any, Any] = os.environ._data if env is None else env  # type: ignore[attr-defined] # noqa: SLF001 - as above
+    found = ours.get(b"PATH") if env is None else ours.get("PATH", ours.get(b"PATH"))
     return os.fsencode(os.defpath if found is None else found)
 
 
@@ -133,7 +132,7 @@ IN_IMAGE = NOWHERE | sum(IMAGE << 16 + 8 * n for n in range(3))
 TOLERATED = int.from_bytes(bytes(ABSENT), "little")
 
 
-def packed(
+def packed(  # noqa: PLR0917 - the three that it extends, and the three of exec
     records: bytes,
     image: bytes,
     pointers: bytes,

@@ -40,7 +40,7 @@ def amount(value: int | str | None) -> int:
     """A limit's number; None, -1 and "unlimited" lift it."""
     if value in (None, -1, "unlimited", "infinity"):
         return UNLIMITED
-    number = int(value)  # type: ignore[arg-type]
+    number = int(value)
     if not 0 <= number <= UNLIMITED:
         msg = f"a limit is 0 or more, or 'unlimited', not {number}"
         raise DeclarationError(msg)
@@ -64,7 +64,8 @@ def parse_rlimit(text: str) -> tuple[str, tuple[str, ...]]:
 
 @step(
     phase="limits",
-    field="rlimits", lasting=True,
+    field="rlimits",
+    lasting=True,
     each=pairs,
     option=Option("NAME=SOFT[:HARD]", parse_rlimit, dict),
 )
@@ -112,7 +113,8 @@ def parse_scheduler(text: str) -> tuple[str, int]:
 
 @step(
     phase="scheduling",
-    field="scheduler", lasting=True,
+    field="scheduler",
+    lasting=True,
     each=policy_and_priority,
     option=Option("POLICY[:PRIORITY]", parse_scheduler),
 )
@@ -126,7 +128,7 @@ def set_scheduler(
     deadline_ns: int = 0,
     period_ns: int = 0,
 ) -> Records:
-    """Set the scheduling policy ("other", "batch", "idle", "fifo", "rr", "deadline"): sched_setattr.
+    """Set the scheduling policy ("other", "batch", "idle", "fifo", "rr"...): sched_setattr.
 
     `priority` is 1 to 99 for fifo and rr; the times are for deadline, in nanoseconds.
 
@@ -185,12 +187,13 @@ def parse_ioprio(text: str) -> tuple[str, int]:
 
 @step(
     phase="scheduling",
-    field="ioprio", lasting=True,
+    field="ioprio",
+    lasting=True,
     each=policy_and_priority,
     option=Option("CLASS[:LEVEL]", parse_ioprio),
 )
 def set_io_priority(name: str, level: int = 0) -> Records:
-    """Set the class ("rt", "be", "idle") and level, 0 (first) to 7, of input and output: ioprio_set.
+    """Set the class ("rt", "be", "idle") and level, 0 (first) to 7, of disk I/O: ioprio_set.
 
     Raises: EPERM for rt without CAP_SYS_ADMIN or CAP_SYS_NICE. See: ioprio_set(2).
     """
@@ -220,7 +223,8 @@ def parse_policy(text: str) -> tuple[str, list[int]]:
 
 @step(
     phase="scheduling",
-    field="mempolicy", lasting=True,
+    field="mempolicy",
+    lasting=True,
     each=policy_and_priority,
     option=Option("MODE[:NODES]", parse_policy),
 )
@@ -238,7 +242,7 @@ def set_memory_policy(mode: str, nodes: Iterable[int] = ()) -> Records:
 
 @step(phase="adjust", field="oom_score_adj", lasting=True, option=Option("N", int))
 def set_oom_score_adj(score: int) -> Records:
-    """How soon the kernel kills the program for memory, -1000 (never) to 1000: /proc/self/oom_score_adj.
+    """How soon it is killed for memory, -1000 (never) to 1000: /proc/self/oom_score_adj.
 
     Raises: EACCES below the earlier minimum without CAP_SYS_RESOURCE.
     See: proc_pid_oom_score_adj(5).
@@ -255,9 +259,7 @@ def new_core_cookie() -> Records:
 
     Raises: ENODEV without hyperthreads. Since: Linux 5.14. See: PR_SCHED_CORE(2const).
     """
-    yield Call(
-        "prctl", lib.PR_SCHED_CORE, lib.PR_SCHED_CORE_CREATE, THREAD_ITSELF, PIDTYPE_TGID, 0
-    )
+    yield Call("prctl", lib.PR_SCHED_CORE, lib.PR_SCHED_CORE_CREATE, THREAD_ITSELF, PIDTYPE_TGID, 0)
 
 
 def parse_personality(text: str) -> list[str]:
@@ -265,7 +267,9 @@ def parse_personality(text: str) -> list[str]:
     return text.split(",")
 
 
-@step(phase="scheduling", field="personality", lasting=True, option=Option("FLAGS", parse_personality))
+@step(
+    phase="scheduling", field="personality", lasting=True, option=Option("FLAGS", parse_personality)
+)
 def set_personality(persona: int | Iterable[str]) -> Records:
     """Set the execution domain: a number, or names ("addr_no_randomize", "linux32"): personality.
 
@@ -278,12 +282,13 @@ def set_personality(persona: int | Iterable[str]) -> Records:
             for key in dir(lib)
             if key in PERSONALITIES
         }
-        persona = 0
+        number = 0
         for name in names:
             if name.lower() not in values:
                 msg = f"{name!r} is no personality; use one of {', '.join(sorted(values))}"
                 raise DeclarationError(msg)
-            persona |= values[name.lower()]
+            number |= values[name.lower()]
+        persona = number
     yield Call("personality", persona)
 
 

@@ -162,9 +162,7 @@ def kind_of(fd: int) -> int:
 def joins(value: object) -> Iterable[tuple[object, ...]]:
     """A declaration's `join`: descriptors of namespaces, or (pidfd, names) pairs, in order."""
     values = value if isinstance(value, list | tuple) else [value]
-    return [
-        tuple(entry) if isinstance(entry, tuple | list) else (entry,) for entry in values
-    ]
+    return [tuple(entry) if isinstance(entry, tuple | list) else (entry,) for entry in values]
 
 
 def parse_join(text: str) -> tuple[object, ...]:

@@ -12,6 +12,7 @@ import struct
 
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import lib, refuse_nul
+from clonekit.linux.shared_memory import REFUSED_FILES
 from clonekit.records import Call, Data, Fd, Move, Scratch, Slot
 from clonekit.steps.step import Option, step
 
@@ -29,6 +30,16 @@ def path_of(path: str | bytes | os.PathLike[str]) -> bytes:
         msg = "an empty path names nothing; write '.' for the current directory"
         raise DeclarationError(msg)
     return refuse_nul(text, "a path")
+
+
+def opened(path: str | bytes | os.PathLike[str], flags: int) -> bytes:
+    """The path of a file to be opened: not one that writes the memory shared with the parent."""
+    text = path_of(path)
+    directory, _, name = text[:-1].rpartition(b"/")
+    if flags & os.O_ACCMODE and name in REFUSED_FILES and directory.startswith(b"/proc/"):
+        msg = f"{os.fsdecode(text[:-1])}: {REFUSED_FILES[name]}"
+        raise DeclarationError(msg)
+    return text
 
 
 def named(name: str | None) -> Slot | None:
@@ -61,14 +72,15 @@ def open_file(
     flags |= os.O_CLOEXEC
     if resolve is None:
         yield Call(
-            "openat", directory(dirfd), path_of(path), flags, mode, to=named(name), retry=True
+            "openat", directory(dirfd), opened(path, flags), flags, mode, to=named(name), retry=True
         )
         return
     mode = mode if flags & (os.O_CREAT | os.O_TMPFILE) else 0
     how = Data(OPEN_HOW.pack(flags, mode, resolve))
     yield Call(
-        "openat2", directory(dirfd), path_of(path), how, OPEN_HOW.size, to=named(name), retry=True
-    )
+        "openat2", directory(dirfd), opened(path, flags), how, OPEN_HOW.size, to=named(name),
+        retry=True,
+    )  # fmt: skip
 
 
 @step(phase="opening")
@@ -205,7 +217,8 @@ def parse_write(text: str) -> tuple[str, bytes]:
 
 @step(
     phase="opening",
-    field="write_files", lasting=True,
+    field="write_files",
+    lasting=True,
     each=lambda files: list(files.items()),
     option=Option("PATH=TEXT", parse_write, dict),
 )
@@ -225,6 +238,6 @@ def write_file(
     """
     fd = Slot()
     flags |= os.O_CLOEXEC
-    yield Call("openat", directory(dirfd), path_of(path), flags, mode, to=fd, retry=True)
+    yield Call("openat", directory(dirfd), opened(path, flags), flags, mode, to=fd, retry=True)
     yield Call("write", fd, data, len(data), expect=len(data), retry=True)
     yield Call("close", fd)

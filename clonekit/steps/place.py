@@ -76,7 +76,8 @@ def set_process_group(pgid: int = 0) -> Records:
 def set_controlling_terminal(fd: object) -> Records:
     """Make a terminal the session's own; needs `setsid`: ioctl TIOCSCTTY.
 
-    Raises: EPERM if the child leads no session, or the terminal has another. See: TIOCSCTTY(2const).
+    Raises: EPERM if the child leads no session, or the terminal has another.
+    See: TIOCSCTTY(2const).
     """
     yield Call("ioctl", Fd(fd), lib.TIOCSCTTY, 0)
 

@@ -67,7 +67,8 @@ def parse_prctl(text: str) -> tuple[object, ...]:
 
 @step(
     phase="prctl",
-    field="prctl", lasting=True,
+    field="prctl",
+    lasting=True,
     each=lambda calls: [tuple(call) for call in calls],
     option=Option("OPTION[,ARG...]", parse_prctl, list),
 )

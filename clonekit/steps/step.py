@@ -32,7 +32,7 @@ class Option:
         self,
         metavar: str = "",
         parse: Callable[[str], Any] = str,
-        many: type[list[Any]] | type[dict[Any, Any]] | None = None,
+        many: type[list[Any] | dict[Any, Any]] | None = None,
     ) -> None:
         self.metavar = metavar
         self.parse = parse
@@ -63,6 +63,7 @@ class Kind:
         self.option = option
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Step:
+        """The step with these arguments."""
         return Step(self, arguments, keywords)
 
     def __repr__(self) -> str:
@@ -135,7 +136,9 @@ def step(
     """
 
     def register(function: Callable[P, Records]) -> Callable[P, Step]:
-        kind = KINDS[function.__name__] = Kind(function, phase, field, each, option, lasting=lasting)
+        kind = KINDS[function.__name__] = Kind(
+            function, phase, field, each, option, lasting=lasting
+        )
         return kind
 
     return register

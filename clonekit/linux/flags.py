@@ -1,0 +1,205 @@
+"""Flags by name, with the values of the kernel's headers."""
+
+from __future__ import annotations
+
+from enum import IntEnum, IntFlag
+
+from clonekit.linux.abi import lib
+
+
+class CloneFlag(IntFlag):
+    """Flags of clone3, unshare and setns. See: clone(2)."""
+
+    AUTOREAP = lib.CLONE_AUTOREAP
+    CHILD_CLEARTID = lib.CLONE_CHILD_CLEARTID
+    CHILD_SETTID = lib.CLONE_CHILD_SETTID
+    CLEAR_SIGHAND = lib.CLONE_CLEAR_SIGHAND
+    EMPTY_MNTNS = lib.CLONE_EMPTY_MNTNS
+    FILES = lib.CLONE_FILES
+    FS = lib.CLONE_FS
+    INTO_CGROUP = lib.CLONE_INTO_CGROUP
+    IO = lib.CLONE_IO
+    NEWCGROUP = lib.CLONE_NEWCGROUP
+    NEWIPC = lib.CLONE_NEWIPC
+    NEWNET = lib.CLONE_NEWNET
+    NEWNS = lib.CLONE_NEWNS
+    NEWPID = lib.CLONE_NEWPID
+    NEWTIME = lib.CLONE_NEWTIME
+    NEWUSER = lib.CLONE_NEWUSER
+    NEWUTS = lib.CLONE_NEWUTS
+    NNP = lib.CLONE_NNP
+    PARENT = lib.CLONE_PARENT
+    PARENT_SETTID = lib.CLONE_PARENT_SETTID
+    PIDFD = lib.CLONE_PIDFD
+    PIDFD_AUTOKILL = lib.CLONE_PIDFD_AUTOKILL
+    PTRACE = lib.CLONE_PTRACE
+    SETTLS = lib.CLONE_SETTLS
+    SIGHAND = lib.CLONE_SIGHAND
+    SYSVSEM = lib.CLONE_SYSVSEM
+    THREAD = lib.CLONE_THREAD
+    UNTRACED = lib.CLONE_UNTRACED
+    VFORK = lib.CLONE_VFORK
+    VM = lib.CLONE_VM
+
+
+class CloseRangeFlag(IntFlag):
+    """Flags of close_range. See: close_range(2)."""
+
+    CLOEXEC = lib.CLOSE_RANGE_CLOEXEC
+    UNSHARE = lib.CLOSE_RANGE_UNSHARE
+
+
+class PidfdFlag(IntFlag):
+    """Flags of pidfd_open. See: pidfd_open(2)."""
+
+    NONBLOCK = lib.O_NONBLOCK
+    THREAD = lib.PIDFD_THREAD
+
+
+class ExecFlag(IntFlag):
+    """Flags of execveat. See: execveat(2)."""
+
+    EMPTY_PATH = lib.AT_EMPTY_PATH
+    SYMLINK_NOFOLLOW = lib.AT_SYMLINK_NOFOLLOW
+    EXECVE_CHECK = lib.AT_EXECVE_CHECK
+
+
+class MemfdFlag(IntFlag):
+    """Flags of memfd_create. See: memfd_create(2)."""
+
+    CLOEXEC = lib.MFD_CLOEXEC
+    ALLOW_SEALING = lib.MFD_ALLOW_SEALING
+    HUGETLB = lib.MFD_HUGETLB
+    NOEXEC_SEAL = lib.MFD_NOEXEC_SEAL
+    EXEC = lib.MFD_EXEC
+
+
+class Seal(IntFlag):
+    """What can no longer be done to a memfd. See: F_ADD_SEALS in fcntl(2)."""
+
+    FUTURE_WRITE = lib.F_SEAL_FUTURE_WRITE
+    GROW = lib.F_SEAL_GROW
+    SEAL = lib.F_SEAL_SEAL
+    SHRINK = lib.F_SEAL_SHRINK
+    WRITE = lib.F_SEAL_WRITE
+
+
+class FsAccess(IntFlag):
+    """What Landlock can forbid with files. See: landlock(7)."""
+
+    EXECUTE = lib.LANDLOCK_ACCESS_FS_EXECUTE
+    IOCTL_DEV = lib.LANDLOCK_ACCESS_FS_IOCTL_DEV
+    MAKE_BLOCK = lib.LANDLOCK_ACCESS_FS_MAKE_BLOCK
+    MAKE_CHAR = lib.LANDLOCK_ACCESS_FS_MAKE_CHAR
+    MAKE_DIR = lib.LANDLOCK_ACCESS_FS_MAKE_DIR
+    MAKE_FIFO = lib.LANDLOCK_ACCESS_FS_MAKE_FIFO
+    MAKE_REG = lib.LANDLOCK_ACCESS_FS_MAKE_REG
+    MAKE_SOCK = lib.LANDLOCK_ACCESS_FS_MAKE_SOCK
+    MAKE_SYM = lib.LANDLOCK_ACCESS_FS_MAKE_SYM
+    READ_DIR = lib.LANDLOCK_ACCESS_FS_READ_DIR
+    READ_FILE = lib.LANDLOCK_ACCESS_FS_READ_FILE
+    REFER = lib.LANDLOCK_ACCESS_FS_REFER
+    REMOVE_DIR = lib.LANDLOCK_ACCESS_FS_REMOVE_DIR
+    REMOVE_FILE = lib.LANDLOCK_ACCESS_FS_REMOVE_FILE
+    TRUNCATE = lib.LANDLOCK_ACCESS_FS_TRUNCATE
+    WRITE_FILE = lib.LANDLOCK_ACCESS_FS_WRITE_FILE
+
+
+class NetAccess(IntFlag):
+    """What Landlock can forbid with ports. See: landlock(7)."""
+
+    BIND_TCP = lib.LANDLOCK_ACCESS_NET_BIND_TCP
+    CONNECT_TCP = lib.LANDLOCK_ACCESS_NET_CONNECT_TCP
+
+
+class Scope(IntFlag):
+    """What Landlock can forbid towards processes outside. See: landlock(7)."""
+
+    ABSTRACT_UNIX_SOCKET = lib.LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET
+    SIGNAL = lib.LANDLOCK_SCOPE_SIGNAL
+
+
+class SeccompFilterFlag(IntFlag):
+    """Flags of seccomp_set_filter. See: seccomp(2)."""
+
+    LOG = lib.SECCOMP_FILTER_FLAG_LOG
+    NEW_LISTENER = lib.SECCOMP_FILTER_FLAG_NEW_LISTENER
+    SPEC_ALLOW = lib.SECCOMP_FILTER_FLAG_SPEC_ALLOW
+    TSYNC = lib.SECCOMP_FILTER_FLAG_TSYNC
+    TSYNC_ESRCH = lib.SECCOMP_FILTER_FLAG_TSYNC_ESRCH
+    WAIT_KILLABLE_RECV = lib.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
+
+
+class SeccompAction(IntEnum):
+    """What a filter answers, with data in the lower 16 bits. See: seccomp(2)."""
+
+    ALLOW = lib.SECCOMP_RET_ALLOW
+    ERRNO = lib.SECCOMP_RET_ERRNO
+    KILL_PROCESS = lib.SECCOMP_RET_KILL_PROCESS
+    KILL_THREAD = lib.SECCOMP_RET_KILL_THREAD
+    LOG = lib.SECCOMP_RET_LOG
+    TRACE = lib.SECCOMP_RET_TRACE
+    TRAP = lib.SECCOMP_RET_TRAP
+    USER_NOTIF = lib.SECCOMP_RET_USER_NOTIF
+
+
+class Prctl(IntEnum):
+    """Options of prctl. See: prctl(2)."""
+
+    GET_CHILD_SUBREAPER = lib.PR_GET_CHILD_SUBREAPER
+    GET_DUMPABLE = lib.PR_GET_DUMPABLE
+    GET_ENDIAN = lib.PR_GET_ENDIAN
+    GET_FPEMU = lib.PR_GET_FPEMU
+    GET_FPEXC = lib.PR_GET_FPEXC
+    GET_FP_MODE = lib.PR_GET_FP_MODE
+    GET_IO_FLUSHER = lib.PR_GET_IO_FLUSHER
+    GET_KEEPCAPS = lib.PR_GET_KEEPCAPS
+    GET_MDWE = lib.PR_GET_MDWE
+    GET_MEMORY_MERGE = lib.PR_GET_MEMORY_MERGE
+    GET_NAME = lib.PR_GET_NAME
+    GET_NO_NEW_PRIVS = lib.PR_GET_NO_NEW_PRIVS
+    GET_PDEATHSIG = lib.PR_GET_PDEATHSIG
+    GET_SECCOMP = lib.PR_GET_SECCOMP
+    GET_SECUREBITS = lib.PR_GET_SECUREBITS
+    GET_SPECULATION_CTRL = lib.PR_GET_SPECULATION_CTRL
+    GET_TAGGED_ADDR_CTRL = lib.PR_GET_TAGGED_ADDR_CTRL
+    GET_THP_DISABLE = lib.PR_GET_THP_DISABLE
+    GET_TID_ADDRESS = lib.PR_GET_TID_ADDRESS
+    GET_TIMERSLACK = lib.PR_GET_TIMERSLACK
+    GET_TIMING = lib.PR_GET_TIMING
+    GET_TSC = lib.PR_GET_TSC
+    GET_UNALIGN = lib.PR_GET_UNALIGN
+    SET_CHILD_SUBREAPER = lib.PR_SET_CHILD_SUBREAPER
+    SET_DUMPABLE = lib.PR_SET_DUMPABLE
+    SET_ENDIAN = lib.PR_SET_ENDIAN
+    SET_FPEMU = lib.PR_SET_FPEMU
+    SET_FPEXC = lib.PR_SET_FPEXC
+    SET_FP_MODE = lib.PR_SET_FP_MODE
+    SET_IO_FLUSHER = lib.PR_SET_IO_FLUSHER
+    SET_KEEPCAPS = lib.PR_SET_KEEPCAPS
+    SET_MDWE = lib.PR_SET_MDWE
+    SET_MEMORY_MERGE = lib.PR_SET_MEMORY_MERGE
+    SET_MM = lib.PR_SET_MM
+    SET_NAME = lib.PR_SET_NAME
+    SET_NO_NEW_PRIVS = lib.PR_SET_NO_NEW_PRIVS
+    SET_PDEATHSIG = lib.PR_SET_PDEATHSIG
+    SET_PTRACER = lib.PR_SET_PTRACER
+    SET_SECCOMP = lib.PR_SET_SECCOMP
+    SET_SECUREBITS = lib.PR_SET_SECUREBITS
+    SET_SPECULATION_CTRL = lib.PR_SET_SPECULATION_CTRL
+    SET_SYSCALL_USER_DISPATCH = lib.PR_SET_SYSCALL_USER_DISPATCH
+    SET_TAGGED_ADDR_CTRL = lib.PR_SET_TAGGED_ADDR_CTRL
+    SET_THP_DISABLE = lib.PR_SET_THP_DISABLE
+    SET_TIMERSLACK = lib.PR_SET_TIMERSLACK
+    SET_TIMING = lib.PR_SET_TIMING
+    SET_TSC = lib.PR_SET_TSC
+    SET_UNALIGN = lib.PR_SET_UNALIGN
+    SET_VMA = lib.PR_SET_VMA
+    CAPBSET_DROP = lib.PR_CAPBSET_DROP
+    CAPBSET_READ = lib.PR_CAPBSET_READ
+    CAP_AMBIENT = lib.PR_CAP_AMBIENT
+    MCE_KILL = lib.PR_MCE_KILL
+    MCE_KILL_GET = lib.PR_MCE_KILL_GET
+    SCHED_CORE = lib.PR_SCHED_CORE
+    TASK_PERF_EVENTS_DISABLE = lib.PR_TASK_PERF_EVENTS_DISABLE
+    TASK_PERF_EVENTS_ENABLE = lib.PR_TASK_PERF_EVENTS_ENABLE
