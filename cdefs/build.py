@@ -17,7 +17,9 @@ from cffi import FFI
 HERE = Path(__file__).resolve().parent
 
 INCLUDES = """
+#ifndef _GNU_SOURCE
 #define _GNU_SOURCE
+#endif
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -66,7 +68,7 @@ PER_LINUX PER_LINUX32
 
 # Macros that begin right but are no integers, or not this machine's.
 NOT_INTEGERS = re.compile(
-    r"^(RLIMIT_OFILE|SIG_(DFL|IGN|ERR|HOLD)|SIGRT(MIN|MAX)|SIGSTKSZ|MINSIGSTKSZ|WCOREFLAG|SECBIT.*_MASK"
+    r"^(RLIMIT_OFILE|SIGCLD|SIGIOT|SIGPOLL|SIG_(DFL|IGN|ERR|HOLD)|SIGRT(MIN|MAX)|SIGSTKSZ|MINSIGSTKSZ|WCOREFLAG|SECBIT.*_MASK"
     r"|W[A-Z]+_MASK|SCHED_ATTR_.*|.*_H|SECCOMP_IOCTL_.*|W(CHAR|INT)_.*|WORDSIZE.*)$"
 )
 

@@ -47,9 +47,9 @@ DESCRIPTION = """\
 Linux processes made exactly as you say.
 
   clonekit run [options] -- PROGRAM ARG...      run a program
-  clonekit explain [options] -- PROGRAM ARG...  show the system calls that make it
+  clonekit explain [options] -- PROGRAM ARG...  show the calls that make it
   clonekit trace [options] -- PROGRAM ARG...    run it, show each call's time
-  clonekit features                             what this kernel and user may do
+  clonekit features                             what kernel and user may do here
 
 The options are those of a declaration: see `clonekit run --help`."""
 STATUS = """\
@@ -109,7 +109,12 @@ def parsed(words: list[str]) -> argparse.Namespace:
     if "--" in words:
         at = words.index("--")
         words, program = words[:at], words[at + 1 :]
-    arguments = parser().parse_args(words)
+    arguments, left = parser().parse_known_args(words)
+    if left and not left[0].startswith("-") and program is None:
+        msg = f"write `--` before the program: clonekit {arguments.name} [options] -- {left[0]}"
+        raise Refused(msg)
+    if left:
+        raise Refused(f"{left[0]} is no option (see `clonekit {arguments.name} --help`)")
     arguments.program = program
     return arguments
 
@@ -121,7 +126,9 @@ def parser() -> Parser:
         prog="clonekit", description=DESCRIPTION, usage="clonekit COMMAND [options]",
         formatter_class=layout, allow_abbrev=False,
     )  # fmt: skip
-    commands = whole.add_subparsers(metavar="COMMAND", required=True, help=argparse.SUPPRESS)
+    commands = whole.add_subparsers(
+        metavar="COMMAND", dest="name", required=True, prog="clonekit", help=argparse.SUPPRESS
+    )
     for name, told in COMMANDS.items():
         command = commands.add_parser(
             name, usage=f"clonekit {name} [options] -- PROGRAM [ARG...]", description=told,
@@ -292,7 +299,7 @@ class Variables(argparse.Action):
 def declared(arguments: argparse.Namespace) -> Spec:
     """The declaration that the options make."""
     if not arguments.program:
-        msg = "no program is given; write it after `--`: clonekit COMMAND [options] -- PROGRAM [ARG...]"
+        msg = f"no program is given: clonekit {arguments.name} [options] -- PROGRAM [ARG...]"
         raise Refused(msg)
     fields = {
         name.removeprefix("field "): value
@@ -391,12 +398,13 @@ class Job:
     us, is ours again while it is stopped and after its end.
     """
 
-    __slots__ = ("_borrower", "_early", "_had", "_process", "_terminal")
+    __slots__ = ("_borrower", "_early", "_had", "_lent", "_process", "_terminal")
 
     def __init__(self) -> None:
         self._process: Process | None = None
         self._early: list[int] = []
-        self._borrower = 0  # the group that has the terminal from us
+        self._borrower = 0  # the group that took the terminal from us
+        self._lent = False  # whether it has it now
         self._terminal = -1
         with contextlib.suppress(OSError):
             self._terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
@@ -414,7 +422,7 @@ class Job:
         self._process = process
         group = self._foreground()
         if self._had and group != os.getpgrp():
-            self._borrower = group
+            self._borrower, self._lent = group, True
         for number in self._early:
             self._told(number, None)
         try:
@@ -472,12 +480,14 @@ class Job:
 
     def _take_back(self) -> None:
         """The terminal is ours again, if it was and the program took it."""
-        if self._borrower:
+        if self._lent:
+            self._lent = False
             self._give(os.getpgrp())
 
     def _lend_again(self) -> None:
         """We go on: in the foreground, the program has the terminal as before."""
         if self._borrower and self._foreground() == os.getpgrp():
+            self._lent = True
             self._give(self._borrower)
 
     def _give(self, group: int) -> None:

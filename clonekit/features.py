@@ -12,7 +12,12 @@ import os
 import struct
 
 from clonekit.errors import DeclarationError, SpawnError
-from clonekit.linux.abi import call, errno_name, ffi, lib
+from clonekit.linux import descriptors
+from clonekit.linux.abi import errno_name, lib
+from clonekit.linux.descriptors import LAST
+from clonekit.linux.execution import check_executable
+from clonekit.linux.flags import CloseRangeFlag, FsAccess
+from clonekit.linux.landlock import Ruleset, abi
 from clonekit.spec import spawn
 
 TYPE_CHECKING = False
@@ -23,9 +28,7 @@ if TYPE_CHECKING:
 #: What is spawned: a program that ends at once, and one that waits for its input to end.
 ENDS = ("true",)
 WAITS = ("cat",)
-LANDLOCK_CREATE_RULESET_VERSION = 1
 ALLOW_ALL = struct.pack("<HBBI", 0x06, 0, 0, 0x7FFF0000)  # BPF_RET | BPF_K, SECCOMP_RET_ALLOW
-HIGHEST = (1 << 32) - 1
 #: What a new user namespace takes to be of use: its first user is us.
 AS_ITS_ROOT = {"uid_map": 0, "gid_map": 0}
 
@@ -139,9 +142,9 @@ def clone3() -> str:
 
 def close_range() -> str:
     """A range in which nothing can be open."""
-    call("close_range", HIGHEST, HIGHEST, lib.CLOSE_RANGE_UNSHARE)
+    descriptors.close_range(LAST)
     try:
-        call("close_range", HIGHEST, HIGHEST, lib.CLOSE_RANGE_CLOEXEC)
+        descriptors.close_range(LAST, LAST, CloseRangeFlag.CLOEXEC)
     except OSError:
         return "without CLOSE_RANGE_CLOEXEC (Linux 5.11)"
     return ""
@@ -202,14 +205,9 @@ def seccomp() -> str:
 
 def landlock() -> str:
     """A ruleset that forbids making block devices, enforced on a program."""
-    version: int = call("landlock_create_ruleset", 0, 0, LANDLOCK_CREATE_RULESET_VERSION)
-    rules = ffi.new("uint64_t[1]", [lib.LANDLOCK_ACCESS_FS_MAKE_BLOCK])
-    ruleset = call("landlock_create_ruleset", int(ffi.cast("uintptr_t", rules)), 8, 0)
-    try:
+    with Ruleset(handled=FsAccess.MAKE_BLOCK) as ruleset:
         run(landlock=ruleset, no_new_privs=True)
-    finally:
-        os.close(ruleset)
-    return f"ABI {version}"
+    return f"ABI {abi()}"
 
 
 def pidfd_info() -> str:
@@ -237,12 +235,8 @@ def pidfd_getfd() -> str:
 
 
 def execve_check() -> str:
-    """May the file be executed that we are? Nothing is executed: older kernels refuse the flag."""
-    path = ffi.new("char[]", b"/proc/self/exe")
-    address = int(ffi.cast("uintptr_t", path))
-    argv = ffi.new("uintptr_t[2]", [address, 0])
-    vector = int(ffi.cast("uintptr_t", argv))
-    call("execveat", lib.AT_FDCWD, address, vector, vector + 8, lib.AT_EXECVE_CHECK)
+    """May the file be executed that we are?"""
+    check_executable("/proc/self/exe")
     return ""
 
 

@@ -53,7 +53,7 @@ class Exit:
             return None
         import resource
 
-        user, user_us, system, system_us, *counts = self._usage
+        user, user_us, system, system_us, *counts = self._usage.usage
         return resource.struct_rusage((user + user_us / 1e6, system + system_us / 1e6, *counts))
 
     def __eq__(self, other: object) -> bool:
@@ -65,9 +65,14 @@ class Exit:
         return hash((self.status, self.signal, self.core))
 
     def __repr__(self) -> str:
+        return f"<Exit {self.how}>"
+
+    @property
+    def how(self) -> str:
+        """`with status 0`, `by signal SIGTERM`."""
         if self.signal is not None:
-            return f"<Exit by signal {name_of_signal(self.signal)}{', core dumped' * self.core}>"
-        return f"<Exit with status {self.status}>"
+            return f"by signal {name_of_signal(self.signal)}{', core dumped' * self.core}"
+        return f"with status {self.status}"
 
 
 def name_of_signal(number: int) -> str:
@@ -99,7 +104,7 @@ class Process:
         self._pidfd = pidfd
         self.argv = tuple(argv)
         self._exit: Exit | None = None
-        self._waiting = 0  # threads in waitid
+        self._waiting: list[None] = []  # one for each thread in waitid
 
     @classmethod
     def from_pid(cls, pid: int) -> Self:
@@ -153,8 +158,9 @@ class Process:
             SIGCHLD is ignored, and the kernel does not keep its status (Linux 6.15 does).
         See: waitid(2), P_PIDFD.
         """
-        if timeout is not None and self.poll() is None:
-            self._sleep(timeout)
+        if timeout is not None and self.poll() is None and not self._ready(timeout):
+            msg = f"{self!r} still runs after {timeout} s"
+            raise TimeoutError(msg)
         while self._exit is None:
             self._reap(0)
         return self._exit
@@ -165,20 +171,18 @@ class Process:
             self._reap(os.WNOHANG)
         return self._exit
 
-    def _sleep(self, timeout: float | None) -> None:
-        """Until the pidfd is readable."""
+    def _ready(self, timeout: float) -> bool:
+        """Whether it ends within so many seconds: whether the pidfd is readable."""
         import select
 
         poller = select.poll()
         poller.register(self.fileno(), select.POLLIN)
-        if not poller.poll(None if timeout is None else max(0.0, timeout) * 1000):
-            msg = f"{self!r} still runs after {timeout} s"
-            raise TimeoutError(msg)
+        return bool(poller.poll(max(0.0, timeout) * 1000))
 
     def _reap(self, options: int) -> None:
         """Call waitid once, and note what it says."""
         ended = ffi.new("struct ck_exit *")
-        self._waiting += 1
+        self._waiting.append(None)
         try:
             result = lib.ck_wait(self.fileno(), os.WEXITED | options, ended)
             if result == 0 and ended.pid:
@@ -187,14 +191,14 @@ class Process:
                     None if by_signal else ended.status,
                     ended.status if by_signal else None,
                     core=ended.code == lib.CLD_DUMPED,
-                    usage=ended.usage,
+                    usage=ended,
                 )
             elif result == -errno.ECHILD:
                 self._reaped_elsewhere(options)
             elif result not in (0, -errno.EINTR):
                 raise OSError(-result, f"waitid: {os.strerror(-result)}")
         finally:
-            self._waiting -= 1
+            self._waiting.pop()
 
     def _reaped_elsewhere(self, options: int) -> None:
         """Another thread has just reaped it by this handle, or somebody else by other means."""
@@ -203,7 +207,7 @@ class Process:
         for _ in range(MOST_WAITS):
             if self._exit is not None:
                 return
-            if self._waiting < 2:  # noqa: PLR2004 - ourselves alone
+            if len(self._waiting) == 1:
                 break
             time.sleep(0.001)
         self._kept_status(options)
@@ -212,10 +216,10 @@ class Process:
         """The status of a process that somebody else reaped, where the kernel keeps it."""
         from clonekit.linux.pidfd import exit_code
 
-        if not options & os.WNOHANG:
-            self._sleep(None)
-        code = exit_code(self.fileno())
+        code = exit_code(self.fileno(), wait=not options & os.WNOHANG)
         if code is None:
+            if options & os.WNOHANG and not self._ready(0):
+                return
             msg = (
                 f"{self!r} cannot be waited for: it is not our child, or it was reaped elsewhere "
                 "(os.wait, SIGCHLD ignored); its status is lost"
@@ -295,11 +299,11 @@ class Process:
             self.close()
 
     def __del__(self) -> None:
-        if self._pidfd >= 0:
+        if getattr(self, "_pidfd", -1) >= 0:
             self.close()
 
     def __repr__(self) -> str:
-        state = "running" if self._exit is None else repr(self._exit)[1:-1].lower()
+        state = "running" if self._exit is None else f"ended {self._exit.how}"
         name = f" {os.fsdecode(self.argv[0])!r}" if self.argv else ""
         return f"<Process {self.pid}{name}: {state}>"
 

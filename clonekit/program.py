@@ -183,8 +183,9 @@ class Program:
         """All its steps, those that were added too."""
         last = self._last
         if type(last) is tuple:
-            argv, executable, env = last
-            last = execute(argv, executable=executable, env=env)
+            argv, *of_exec = last
+            given = zip(("executable", "env"), of_exec, strict=True)
+            last = execute(argv, **{name: value for name, value in given if value is not None})
         return (*self.setup.steps, last)  # type: ignore[arg-type]
 
     def step_of(self, record: int) -> int:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
         MemfdFlag,
         NetAccess,
         PidfdFlag,
+        PidfdSignalFlag,
         Prctl,
+        RestrictFlag,
         Scope,
         Seal,
         SeccompAction,
@@ -49,7 +51,9 @@ __all__ = [
     "MemfdFlag",
     "NetAccess",
     "PidfdFlag",
+    "PidfdSignalFlag",
     "Prctl",
+    "RestrictFlag",
     "Restrictions",
     "Ruleset",
     "Scope",
@@ -78,8 +82,8 @@ _HOMES = {
     "descriptors": "close_range",
     "execution": "SealedProgram check_executable execveat",
     "flags": (
-        "CloneFlag CloseRangeFlag ExecFlag FsAccess MemfdFlag NetAccess PidfdFlag Prctl Scope Seal "
-        "SeccompAction SeccompFilterFlag"
+        "CloneFlag CloseRangeFlag ExecFlag FsAccess MemfdFlag NetAccess PidfdFlag PidfdSignalFlag "
+        "Prctl RestrictFlag Scope Seal SeccompAction SeccompFilterFlag"
     ),
     "landlock": "Restrictions Ruleset",
     "namespaces": "setns unshare",

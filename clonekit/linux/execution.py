@@ -58,9 +58,8 @@ def _execveat(
     try:
         call("execveat", dirfd, address(name), *map(address, vectors), flags)
     except OSError as error:
-        raise OSError(
-            error.errno, error.strerror, os.fsdecode(path) if path else dirfd
-        ) from None
+        named = os.fsdecode(path) if path else dirfd
+        raise OSError(error.errno, error.strerror, named) from None
 
 
 def check_executable(
@@ -211,7 +210,10 @@ class SealedProgram:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 

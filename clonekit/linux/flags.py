@@ -56,6 +56,14 @@ class PidfdFlag(IntFlag):
     THREAD = lib.PIDFD_THREAD
 
 
+class PidfdSignalFlag(IntFlag):
+    """Whom pidfd_send_signal reaches. See: pidfd_send_signal(2)."""
+
+    PROCESS_GROUP = lib.PIDFD_SIGNAL_PROCESS_GROUP
+    THREAD = lib.PIDFD_SIGNAL_THREAD
+    THREAD_GROUP = lib.PIDFD_SIGNAL_THREAD_GROUP
+
+
 class ExecFlag(IntFlag):
     """Flags of execveat. See: execveat(2)."""
 
@@ -77,6 +85,7 @@ class MemfdFlag(IntFlag):
 class Seal(IntFlag):
     """What can no longer be done to a memfd. See: F_ADD_SEALS in fcntl(2)."""
 
+    EXEC = lib.F_SEAL_EXEC
     FUTURE_WRITE = lib.F_SEAL_FUTURE_WRITE
     GROW = lib.F_SEAL_GROW
     SEAL = lib.F_SEAL_SEAL
@@ -101,6 +110,7 @@ class FsAccess(IntFlag):
     REFER = lib.LANDLOCK_ACCESS_FS_REFER
     REMOVE_DIR = lib.LANDLOCK_ACCESS_FS_REMOVE_DIR
     REMOVE_FILE = lib.LANDLOCK_ACCESS_FS_REMOVE_FILE
+    RESOLVE_UNIX = lib.LANDLOCK_ACCESS_FS_RESOLVE_UNIX
     TRUNCATE = lib.LANDLOCK_ACCESS_FS_TRUNCATE
     WRITE_FILE = lib.LANDLOCK_ACCESS_FS_WRITE_FILE
 
@@ -109,6 +119,8 @@ class NetAccess(IntFlag):
     """What Landlock can forbid with ports. See: landlock(7)."""
 
     BIND_TCP = lib.LANDLOCK_ACCESS_NET_BIND_TCP
+    BIND_UDP = lib.LANDLOCK_ACCESS_NET_BIND_UDP
+    CONNECT_SEND_UDP = lib.LANDLOCK_ACCESS_NET_CONNECT_SEND_UDP
     CONNECT_TCP = lib.LANDLOCK_ACCESS_NET_CONNECT_TCP
 
 
@@ -117,6 +129,15 @@ class Scope(IntFlag):
 
     ABSTRACT_UNIX_SOCKET = lib.LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET
     SIGNAL = lib.LANDLOCK_SCOPE_SIGNAL
+
+
+class RestrictFlag(IntFlag):
+    """Flags of landlock.restrict_self. See: landlock_restrict_self(2)."""
+
+    LOG_NEW_EXEC_ON = lib.LANDLOCK_RESTRICT_SELF_LOG_NEW_EXEC_ON
+    LOG_SAME_EXEC_OFF = lib.LANDLOCK_RESTRICT_SELF_LOG_SAME_EXEC_OFF
+    LOG_SUBDOMAINS_OFF = lib.LANDLOCK_RESTRICT_SELF_LOG_SUBDOMAINS_OFF
+    TSYNC = lib.LANDLOCK_RESTRICT_SELF_TSYNC
 
 
 class SeccompFilterFlag(IntFlag):

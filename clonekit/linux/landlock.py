@@ -15,7 +15,7 @@ from clonekit.linux.memory import address
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from types import TracebackType
-    from typing import Protocol, Self, TypeAlias
+    from typing import Any, Protocol, Self, TypeAlias
 
     class HasFileno(Protocol):
         """An open file."""
@@ -38,7 +38,7 @@ _WRITE = (
 )  # fmt: skip
 _OF_FILES = (
     FsAccess.EXECUTE | FsAccess.READ_FILE | FsAccess.WRITE_FILE | FsAccess.TRUNCATE
-    | FsAccess.IOCTL_DEV
+    | FsAccess.IOCTL_DEV | FsAccess.RESOLVE_UNIX
 )  # fmt: skip
 #: What came after the first ABI: with which, and the first kernel that has it.
 _YOUNGER: tuple[tuple[int, str, FsAccess | NetAccess | Scope], ...] = (
@@ -47,6 +47,8 @@ _YOUNGER: tuple[tuple[int, str, FsAccess | NetAccess | Scope], ...] = (
     (4, "6.7", NetAccess.BIND_TCP | NetAccess.CONNECT_TCP),
     (5, "6.10", FsAccess.IOCTL_DEV),
     (6, "6.12", Scope.ABSTRACT_UNIX_SOCKET | Scope.SIGNAL),
+    (9, "7.1", FsAccess.RESOLVE_UNIX),
+    (10, "7.2", NetAccess.BIND_UDP | NetAccess.CONNECT_SEND_UDP),
 )
 
 
@@ -135,7 +137,7 @@ class Ruleset:
       and link, and does not allow reading.
     - `fs`: a mapping of paths to `FsAccess`, for what these do not say.
     - `handled`: `FsAccess` that is forbidden too, where no rule allows it.
-    - `tcp_bind`, `tcp_connect`: ports.
+    - `tcp_bind`, `tcp_connect`, `udp_bind`, `udp_connect`: ports.
     - `scopes`: `Scope`, what is forbidden towards processes outside: signals, abstract sockets.
 
     Paths are resolved now, as this process sees them; an open file or a descriptor does too. The
@@ -147,7 +149,7 @@ class Ruleset:
     Raises: EOPNOTSUPP for what this kernel cannot restrict, naming the first that can. With
         `best_effort` that is left out, and `enforced` says what remains; if nothing does, it is
         an error still. ENOENT and others for a path.
-    Since: Linux 5.13; ports 6.7, scopes 6.12. See: landlock(7).
+    Since: Linux 5.13; TCP ports 6.7, UDP ports 7.2, scopes 6.12. See: landlock(7).
     """
 
     __slots__ = ("_fd", "enforced")
@@ -161,16 +163,18 @@ class Ruleset:
         read: Iterable[Place] | None = None,
         write: Iterable[Place] | None = None,
         execute: Iterable[Place] | None = None,
-        fs: Mapping[Place, int] | None = None,
+        fs: Mapping[Any, int] | None = None,
         handled: int = 0,
         tcp_bind: Iterable[int] | None = None,
         tcp_connect: Iterable[int] | None = None,
+        udp_bind: Iterable[int] | None = None,
+        udp_connect: Iterable[int] | None = None,
         scopes: int = 0,
         best_effort: bool = False,
     ) -> None:
         self._fd = -1
         files, ports = FsAccess(handled), NetAccess(0)
-        path_rules: list[tuple[Place, int]] = list((fs or {}).items())
+        path_rules: list[tuple[Place, int]] = [*(fs or {}).items()]
         for _, access in path_rules:
             files |= access
         for name, places, forbidden, allowed in (
@@ -185,6 +189,8 @@ class Ruleset:
         for numbers, forbidden_port in (
             (tcp_bind, NetAccess.BIND_TCP),
             (tcp_connect, NetAccess.CONNECT_TCP),
+            (udp_bind, NetAccess.BIND_UDP),
+            (udp_connect, NetAccess.CONNECT_SEND_UDP),
         ):
             if numbers is not None:
                 ports |= forbidden_port
@@ -239,7 +245,10 @@ class Ruleset:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 

@@ -36,7 +36,11 @@ def arguments(argv: Sequence[Text]) -> Vector:
     if type(argv) is not list and isinstance(argv, str | bytes | os.PathLike):
         msg = f"argv is {argv!r}; give a list of arguments, as [{argv!r}]"
         raise DeclarationError(msg)
-    strings = [b"%b\0" % encode(text) for text in argv]
+    strings = [
+        (text.encode(ENCODING, "surrogateescape") if type(text) is str else os.fsencode(text))
+        + b"\0"
+        for text in argv
+    ]
     if not strings:
         msg = "argv is empty; its first element is the program's name"
         raise DeclarationError(msg)
@@ -143,23 +147,27 @@ def packed(  # noqa: PLR0917 - the three that it extends, and the three of exec
 ) -> tuple[bytes, bytes, bytes]:
     """Records, image and pointers with those of `execute` by path appended, as step `number`.
 
-    The same bytes as the step's own records would give, without an object for each. The
-    environment comes first: packed for this place, it serves the next spawn.
+    It says what the step's own records say, without an object for each: every function on this
+    way counts in the time of a spawn. The environment comes first: packed for this place, it
+    serves the next spawn. A path that is argv[0] is not there twice.
     """
     variables = environment(env)
     vector = arguments(argv)
-    paths = candidates(argv[0], env) if executable is None else [encode(executable)]
-    start = len(image)
-    block = variables.packed_at(start)
-    image += block
-    env_at = len(image) - 8 * len(variables.strings) - 8
-    image += vector.packed_at(len(image))
-    argv_at = len(image) - 8 * len(vector.strings) - 8
+    block = variables.packed_at(len(image))
+    strings_at = len(image) + len(block)
+    env_at = strings_at - 8 * len(variables.strings) - 8
+    strings = vector.packed_at(strings_at)
+    end = strings_at + len(strings)
+    argv_at = end - 8 * len(vector.strings) - 8
+    head = CANDIDATE | number << 16
     pointers += POINTERS.pack(env_at, len(variables.strings))
     pointers += POINTERS.pack(argv_at, len(vector.strings))
-    head = CANDIDATE | number << 16
-    for path in paths:
-        at = len(image)
-        image += path_of(path)
-        records += WORDS.pack(head, IN_IMAGE, TOLERATED, at, argv_at, env_at, 0, 0, 0, 0)
-    return records, image, pointers
+    if executable is None and b"/" in vector.strings[0]:
+        records += WORDS.pack(head, IN_IMAGE, TOLERATED, strings_at, argv_at, env_at, 0, 0, 0, 0)
+        return records, b"".join((image, block, strings)), pointers
+    parts = [image, block, strings]
+    for path in candidates(argv[0], env) if executable is None else [encode(executable)]:
+        parts.append(path_of(path))
+        records += WORDS.pack(head, IN_IMAGE, TOLERATED, end, argv_at, env_at, 0, 0, 0, 0)
+        end += len(parts[-1])
+    return records, b"".join(parts), pointers

@@ -7,7 +7,6 @@ step's result can be named (`name="log"`) and used by later steps as `Slot("log"
 from __future__ import annotations
 
 import os
-import socket
 import struct
 
 from clonekit.errors import DeclarationError
@@ -89,7 +88,7 @@ def open_socket(family: int, type: int, protocol: int = 0, *, name: str) -> Reco
 
     Raises: EAFNOSUPPORT, EPERM (a raw socket without CAP_NET_RAW). See: socket(2).
     """
-    yield Call("socket", family, type | socket.SOCK_CLOEXEC, protocol, to=Slot(name))
+    yield Call("socket", family, type | lib.SOCK_CLOEXEC, protocol, to=Slot(name))
 
 
 def address_of(address: str | bytes | tuple[str, int]) -> bytes:
@@ -99,7 +98,9 @@ def address_of(address: str | bytes | tuple[str, int]) -> bytes:
     """
     if isinstance(address, str | bytes):
         path = os.fsencode(address)
-        return struct.pack("<H", socket.AF_UNIX) + path + (b"" if path[:1] == b"\0" else b"\0")
+        return struct.pack("<H", lib.AF_UNIX) + path + (b"" if path[:1] == b"\0" else b"\0")
+    import socket
+
     host, port = address
     if ":" in host:
         packed = socket.inet_pton(socket.AF_INET6, host)

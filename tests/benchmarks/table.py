@@ -1,0 +1,152 @@
+"""The README's tables, from one file that `pytest tests/benchmarks --benchmark-json=FILE` wrote.
+
+`table.py FILE`: Markdown. Times are medians; a ratio is given by the medians and by the minima.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    Times = Mapping[tuple[str, str], "Time"]
+
+SMALL = "small heap, few descriptors"
+LARGE = "2 GiB heap, few descriptors"
+MANY = "small heap, 1,000 descriptors"
+BOTH = "2 GiB heap, 1,000 descriptors"
+LAST = "small heap, 1,000 descriptors, pipes opened last"
+LOOP = "small heap, few descriptors, in a loop"
+PRIVILEGED = "2 GiB heap, credentials, limits and a filter"
+
+COLUMNS = {
+    SMALL: "small heap, few fds",
+    LARGE: "2 GiB heap",
+    MANY: "1,000 fds",
+    BOTH: "2 GiB heap, 1,000 fds",
+    LAST: "1,000 fds, pipes last",
+}
+ROWS = {
+    "fork": "fork, exec (C)",
+    "vfork": "vfork, exec (C)",
+    "posix_spawn_bare": "posix_spawn, told nothing (C)",
+    "posix_spawn": "posix_spawn, same effect (C)",
+    "clone3": "our system calls alone (C)",
+    "subprocess": "subprocess.Popen",
+    "clonekit_one_shot": "clonekit.spawn",
+    "clonekit_compiled": "clonekit.Program.spawn",
+}
+OURS, ONE_SHOT, POPEN, FLOOR = "clonekit_compiled", "clonekit_one_shot", "subprocess", "clone3"
+
+
+class Time(NamedTuple):
+    """Seconds."""
+
+    minimum: float
+    median: float
+
+
+class Target(NamedTuple):
+    """At most `limit` times what another takes."""
+
+    name: str
+    ours: tuple[str, str]
+    other: tuple[str, str]
+    limit: float
+
+
+TARGETS = (
+    Target("compiled, of the same calls in C", (SMALL, OURS), (SMALL, FLOOR), 1.15),
+    Target("compiled, of posix_spawn from C", (SMALL, OURS), (SMALL, "posix_spawn"), 0.85),
+    Target("... told nothing", (SMALL, OURS), (SMALL, "posix_spawn_bare"), 0.85),
+    Target("compiled, of Popen", (SMALL, OURS), (SMALL, POPEN), 0.60),
+    Target("... each in a loop", (LOOP, OURS), (LOOP, POPEN), 0.60),
+    Target("one shot, of Popen", (SMALL, ONE_SHOT), (SMALL, POPEN), 0.75),
+    Target("... each in a loop", (LOOP, ONE_SHOT), (LOOP, POPEN), 0.75),
+    Target("1,000 fds: compiled, of Popen", (MANY, OURS), (MANY, POPEN), 0.45),
+    Target("1,000 fds: compiled, of posix_spawn from C", (MANY, OURS), (MANY, "posix_spawn"), 0.65),
+    Target("2 GiB heap: compiled, of a small one", (LARGE, OURS), (SMALL, OURS), 1.1),
+    Target(
+        "2 GiB heap: credentials, limits, filter, of Popen(user=, preexec_fn=)",
+        (PRIVILEGED, "clonekit_privileged"),
+        (PRIVILEGED, "subprocess_privileged"),
+        1 / 300,
+    ),
+    Target("import, of import subprocess", ("import", "clonekit"), ("import", POPEN), 2.0),
+)
+
+
+def times_of(report: dict[str, Any]) -> dict[tuple[str, str], Time]:
+    """Every benchmark's time, by group and contestant."""
+    return {
+        (entry["group"], entry["params"].get("name") or entry["params"]["module"]): Time(
+            entry["stats"]["min"], entry["stats"]["median"]
+        )
+        for entry in report["benchmarks"]
+    }
+
+
+def ratio_text(ratio: float) -> str:
+    """As `0.85x`, or `1/300` where it is small."""
+    return f"{ratio:.2f}x" if ratio >= 0.1 else f"1/{1 / ratio:.0f}"
+
+
+def spawn_table(times: Times) -> Iterator[str]:
+    """Microseconds of a spawn and its wait, and how many times ours that is."""
+    yield f"| µs | {' | '.join(COLUMNS.values())} |"
+    yield "|---|" + "---:|" * len(COLUMNS)
+    for name, title in ROWS.items():
+        cells = []
+        for group in COLUMNS:
+            time, ours = times.get((group, name)), times.get((group, OURS))
+            if time is None or ours is None:
+                cells.append("")
+            else:
+                cells.append(f"{time.median * 1e6:,.0f} ({time.median / ours.median:.2f}x)")
+        yield f"| {title} | {' | '.join(cells)} |"
+
+
+def verdict(target: Target, times: Times) -> str:
+    """Whether it is met; if not, how far the same system calls in C are from the limit."""
+    other = times[target.other].median
+    ratio = times[target.ours].median / other
+    if ratio <= target.limit:
+        return "met"
+    missed = f"missed by {ratio / target.limit - 1:.0%}"
+    floor = times.get((target.ours[0], FLOOR))
+    return (
+        missed if floor is None else f"{missed}; its calls alone, in C: {floor.median / other:.2f}x"
+    )
+
+
+def target_table(times: Times) -> Iterator[str]:
+    """What was promised, and what is."""
+    yield "| at most | promised | by medians | by minima | |"
+    yield "|---|---:|---:|---:|---|"
+    for target in TARGETS:
+        if target.ours in times and target.other in times:
+            ours, other = times[target.ours], times[target.other]
+            ratios = (target.limit, ours.median / other.median, ours.minimum / other.minimum)
+            cells = " | ".join(map(ratio_text, ratios))
+            yield f"| {target.name} | {cells} | {verdict(target, times)} |"
+
+
+def main() -> None:
+    """Print them."""
+    report = json.loads(Path(sys.argv[1]).read_text())
+    times = times_of(report)
+    machine = report["machine_info"]
+    print(
+        f"{report['datetime'][:10]}, {machine['cpu'].get('brand_raw', machine['machine'])}, "
+        f"{machine['system']} {machine['release']}, Python {machine['python_version']}\n"
+    )
+    print("\n".join(spawn_table(times)), end="\n\n")
+    print("\n".join(target_table(times)))
+
+
+if __name__ == "__main__":
+    main()
