@@ -28,6 +28,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <linux/kcmp.h>
 #include <linux/sched.h>
 
 #include "arch.h"
@@ -233,29 +234,40 @@ task_flags(int pid)
 
 /* Whether an exec'ing child no longer has our memory: 1, 0, or -1 for "cannot be told".
  *
- * Both answers read PF_FORKNOEXEC, which exec clears after it has replaced the memory.
- * setpgid(2) refuses a child that has exec'd with EACCES, and a process group that does not
- * exist with EPERM: nothing changes, and no /proc is needed. It cannot tell for a child in
- * another session; /proc/PID/stat can. */
+ * setpgid(2) refuses a child that has exec'd with EACCES, and a process group that does not exist
+ * with EPERM: nothing changes, and no /proc is needed. It cannot tell for a child in another
+ * session; the flag that it goes by (PF_FORKNOEXEC, which exec clears when it has replaced the
+ * memory) is in /proc/PID/stat too, and kcmp(2) compares the memories where we may trace. A child
+ * that died in its exec never clears the flag, but a zombie has no memory. */
 static int
-has_left_our_memory(int pid)
+has_left_our_memory(int pid, int pidfd)
 {
     const pid_t no_such_group = 0x7fffffff;
-    long flags;
+    struct ck_exit ended;
+    long flags, differs;
+    int waited;
 
     if (setpgid(pid, no_such_group) == 0 || errno == EACCES || errno == ESRCH)
         return 1;
+    waited = ck_wait(pidfd, WEXITED | WNOHANG | WNOWAIT | __WALL, &ended);
+    if (waited == -ECHILD || (waited == 0 && ended.pid))
+        return 1;
     flags = task_flags(pid);
-    return flags < 0 ? -1 : !(flags & PF_FORKNOEXEC_);
+    if (flags >= 0)
+        return !(flags & PF_FORKNOEXEC_);
+    if (getsid(pid) == getsid(0))
+        return 0;                       /* setpgid will tell */
+    differs = ck_syscall(SYS_kcmp, getpid(), pid, KCMP_VM, 0, 0, 0);
+    return differs < 0 ? -1 : differs != 0;
 }
 
 /* Give up the guard for a child that the kernel says has begun its exec. Where nobody can say
  * that the exec has passed the point that matters, the parent stays as it is: untraceable. */
 static void
-lower_guard_after_exec(int pid)
+lower_guard_after_exec(int pid, int pidfd)
 {
     for (;;) {
-        int left = has_left_our_memory(pid);
+        int left = has_left_our_memory(pid, pidfd);
         if (left == 1) {
             lower_guard();
             return;
@@ -367,7 +379,7 @@ ck_spawn(const struct ck_program *program, const int64_t *inputs, struct ck_stam
     }
     if (program->guard) {
         if (outcome->stage == CK_SPAWNED)
-            lower_guard_after_exec(outcome->pid);
+            lower_guard_after_exec(outcome->pid, outcome->pidfd);
         else
             lower_guard();
     }

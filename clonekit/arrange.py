@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from clonekit.errors import DeclarationError
-from clonekit.linux.abi import NUMBERS, lib
+from clonekit.linux.abi import NUMBERS, call, ffi, lib
 from clonekit.linux.shared_memory import CREDENTIAL_CALLS
 from clonekit.records import Call, Clone, Fd, Move, Slot
 from clonekit.steps.descriptors import INHERIT, own_table, place_descriptors, targets_of
@@ -161,26 +161,41 @@ class Arranged:
     def _guard(self, credentials: list[tuple[int, int]]) -> int:
         """How our memory is kept untraceable, H7; puts the record that does it where it belongs.
 
-        A join of a user namespace, or a new one made by root, is guarded from before the clone:
-        the kernel itself would not forbid it. A change of ids is guarded by a record before it,
-        after what had to be written to /proc/self.
+        A join of a user namespace, or a new one made by a privileged parent, is guarded from
+        before the clone: the kernel itself would not forbid it. A change of ids is guarded by a
+        record before it, after what had to be written to /proc/self.
         """
-        from_clone = os.geteuid() == 0 and any(
-            entry.flags & lib.CLONE_NEWUSER for entry in self.clone
-        )
-        placed = False
+        places = []
+        joins = False
         for step, at in credentials:
-            record = self.lists[step][at]
-            if joins_users(record):
-                from_clone = True
-            elif not placed and record.name not in JOINS:  # type: ignore[union-attr]
-                refuse_debug_dumps()
-                guard = Call("prctl", lib.PR_SET_DUMPABLE, 0, 0, 0, 0)
-                self.lists[step].insert(at, guard)
-                placed = True
-        if from_clone:
+            if joins_users(self.lists[step][at]):
+                joins = True
+            elif self.lists[step][at].name not in JOINS:  # type: ignore[union-attr]
+                places.append((step, at))
+        if any(entry.flags & lib.CLONE_NEWUSER for entry in self.clone) and is_privileged():
+            written = self._after_own_files()
+            if os.geteuid() == 0 or written is None:
+                joins = True
+            else:  # the maps are written by an id that could not if they were root's
+                places.append(written)
+        if places:
+            refuse_debug_dumps()
+            step, at = min(places)
+            self.lists[step].insert(at, Call("prctl", lib.PR_SET_DUMPABLE, 0, 0, 0, 0))
+        if joins:
             return int(lib.CK_GUARDED_FROM_CLONE)
-        return int(lib.CK_GUARDED if placed else lib.CK_OPEN)
+        return int(lib.CK_GUARDED if places else lib.CK_OPEN)
+
+    def _after_own_files(self) -> tuple[int, int] | None:
+        """The place after the last record of a step that writes to /proc/self."""
+        steps = [
+            number
+            for number, records in enumerate(self.lists)
+            for record in records
+            if type(record) is Call
+            and any(type(v) is bytes and v.startswith(b"/proc/self/") for v in record.operands)
+        ]
+        return (steps[-1], len(self.lists[steps[-1]])) if steps else None
 
 
 def cgroup_slot(fd: Fd) -> Slot:
@@ -246,8 +261,18 @@ def joins_users(record: Record) -> bool:
         kinds = values[1] if len(values) > 1 else 0
         return type(kinds) is not int or kinds == 0 or bool(kinds & lib.CLONE_NEWUSER)
     if record.name in JOINS[2:]:
-        return type(values[0]) is not int or bool(values[0] & lib.CLONE_NEWUSER)
+        return not values or type(values[0]) is not int or bool(values[0] & lib.CLONE_NEWUSER)
     return False
+
+
+def is_privileged() -> bool:
+    """Whether we have what a process of our uid may lack: any capability."""
+    if os.geteuid() == 0:
+        return True
+    header = ffi.new("uint32_t[2]", [lib._LINUX_CAPABILITY_VERSION_3, 0])  # noqa: SLF001 - the kernel's own name
+    data = ffi.new("uint32_t[6]")
+    call("capget", int(ffi.cast("uintptr_t", header)), int(ffi.cast("uintptr_t", data)))
+    return bool(data[1] or data[4])
 
 
 def refuse_debug_dumps() -> None:

@@ -15,6 +15,7 @@ import errno
 import itertools
 import os
 import re
+import select
 import signal
 import sys
 
@@ -42,6 +43,10 @@ WRONG = 125
 NOT_EXECUTABLE = 126
 NOT_FOUND = 127
 BY_SIGNAL = 128
+#: Signals that the terminal itself sends to our whole process group.
+FROM_KEYS = (signal.SIGINT, signal.SIGQUIT)
+#: Signals that a program which is stopped shall see at once.
+CONTINUED_AFTER = (signal.SIGCONT, signal.SIGHUP, signal.SIGTERM, *FROM_KEYS)
 
 DESCRIPTION = """\
 Linux processes made exactly as you say.
@@ -100,7 +105,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, and where help is."""
-        raise Refused(f"{message.removeprefix('argument ')} (see `{self.prog} --help`)")
+        msg = f"{message.removeprefix('argument ')} (see `{self.prog} --help`)"
+        raise Refused(msg)
 
 
 def parsed(words: list[str]) -> argparse.Namespace:
@@ -114,7 +120,8 @@ def parsed(words: list[str]) -> argparse.Namespace:
         msg = f"write `--` before the program: clonekit {arguments.name} [options] -- {left[0]}"
         raise Refused(msg)
     if left:
-        raise Refused(f"{left[0]} is no option (see `clonekit {arguments.name} --help`)")
+        msg = f"{left[0]} is no option (see `clonekit {arguments.name} --help`)"
+        raise Refused(msg)
     arguments.program = program
     return arguments
 
@@ -136,7 +143,9 @@ def parser() -> Parser:
         )  # fmt: skip
         command.set_defaults(command=globals()[name])
         if name != "run":
-            command.add_argument("--json", action="store_true", help="print a list of objects, for tools")
+            command.add_argument(
+                "--json", action="store_true", help="print a list of objects, for tools"
+            )
         if name == "trace":
             command.add_argument("-o", "--output", metavar="FILE", help="write the trace here")
         add_options(command)
@@ -256,16 +265,15 @@ def add_options_of_exec(group: Any) -> None:
     )  # fmt: skip
     group.add_argument(
         "--argv0", metavar="NAME",
-        help="The program's argv[0]. PROGRAM without a slash is then looked for in PATH here, not "
-        "in the child's root.",
+        help="The program's argv[0]. PROGRAM without a slash is then looked for in PATH here, not"
+        " in the child's root.",
     )  # fmt: skip
     group.add_argument(
-        "--env", metavar="NAME=VALUE", type=value_of(parse_variable, "NAME=VALUE"), action=Variables,
+        "--env", metavar="NAME=VALUE", action=Variables,
+        type=value_of(parse_variable, "NAME=VALUE"),
         help="Set a variable of the environment. May be repeated.",
     )  # fmt: skip
-    group.add_argument(
-        "--clear-env", action="store_true", help="Begin with an empty environment."
-    )
+    group.add_argument("--clear-env", action="store_true", help="Begin with an empty environment.")
     group.add_argument(
         "--check", action="store_true", default=None,
         help="Ask the kernel before the spawn whether the file may be executed (Linux 6.14).",
@@ -328,8 +336,8 @@ def check_field(name: str, value: object) -> None:
                 for _ in step.records():
                     pass
     except (ValueError, TypeError) as error:
-        message = str(error).removeprefix(f"{name}: ")
-        raise Refused(f"--{name.replace('_', '-')}: {message}") from None
+        msg = f"--{name.replace('_', '-')}: {str(error).removeprefix(f'{name}: ')}"
+        raise Refused(msg) from None
 
 
 def found(program: str, env: dict[str, str]) -> str:
@@ -338,7 +346,7 @@ def found(program: str, env: dict[str, str]) -> str:
 
     path = shutil.which(program, path=env.get("PATH", os.defpath))
     if path is None:
-        raise Refused(f"{program}: {os.strerror(errno.ENOENT)}", NOT_FOUND)
+        raise refusal_of_exec(FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)), program)
     return path
 
 
@@ -398,7 +406,7 @@ class Job:
     us, is ours again while it is stopped and after its end.
     """
 
-    __slots__ = ("_borrower", "_early", "_had", "_lent", "_process", "_terminal")
+    __slots__ = ("_borrower", "_early", "_had", "_lent", "_process", "_terminal", "_woken")
 
     def __init__(self) -> None:
         self._process: Process | None = None
@@ -411,11 +419,15 @@ class Job:
         self._had = self._foreground() == os.getpgrp()
         for number in (
             signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1,
-            signal.SIGUSR2, signal.SIGCONT,
+            signal.SIGUSR2, signal.SIGCONT, signal.SIGCHLD,
         ):  # fmt: skip
             # What is ignored here is ignored by the program too, which a handler would undo.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._told)
+        # A handler of Python's runs between two calls: without this, a signal that comes just
+        # before a wait would be seen after it.
+        self._woken, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
 
     def attend(self, process: Process) -> Exit:
         """Wait for the program's end, and for its stops meanwhile."""
@@ -437,32 +449,41 @@ class Job:
 
     def _has_ended(self, process: Process) -> bool:
         """Wait until the program ends (True) or stops (False)."""
+        poller = select.poll()
+        poller.register(process.fileno(), select.POLLIN)
+        poller.register(self._woken, select.POLLIN)
         while True:
-            try:
-                change = os.waitid(
-                    os.P_PIDFD, process.fileno(), os.WEXITED | os.WSTOPPED | os.WNOWAIT
-                )
-            except ChildProcessError:  # reaped by the kernel: the handle may still know how it ended
+            ready = [fd for fd, _ in poller.poll()]
+            if process.fileno() in ready:
                 return True
-            if change is None or change.si_code not in (os.CLD_STOPPED, os.CLD_TRAPPED):
-                return True
-            # It may go on while we look: only a stop that is still there counts.
-            if os.waitid(os.P_PIDFD, process.fileno(), os.WSTOPPED | os.WNOHANG) is not None:
-                return False
+            os.read(self._woken, 4096)
+            with contextlib.suppress(ChildProcessError):  # of one that sends no SIGCHLD
+                stop = os.WSTOPPED | os.WNOHANG
+                if os.waitid(os.P_PIDFD, process.fileno(), stop) is not None:
+                    return False
 
     def _told(self, number: int, _frame: object) -> None:
         """A signal has reached us: pass it on, unless the program was told the same."""
         process = self._process
+        if number == signal.SIGCHLD:
+            return
         if process is None:
             self._early.append(number)
             return
-        apart = self._is_apart(process)
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            if number == signal.SIGCONT and apart:
+            if not self._is_apart(process):
+                if number not in FROM_KEYS:
+                    process.send_signal(number)
+                return
+            group = os.getpgid(process.pid)
+            if number == signal.SIGCONT:
                 self._lend_again()
-                os.killpg(os.getpgid(process.pid), number)  # the terminal stopped the whole group
-            elif apart or number not in (signal.SIGINT, signal.SIGQUIT):
+            elif number in FROM_KEYS:
+                os.killpg(group, number)
+            else:
                 process.send_signal(number)
+            if number in CONTINUED_AFTER:
+                os.killpg(group, signal.SIGCONT)
 
     def _is_apart(self, process: Process) -> bool:
         """Whether the program is in a process group of its own."""
@@ -519,7 +540,9 @@ def explain(arguments: argparse.Namespace) -> int:
     step_width = min(natural, max(24, console.width * 3 // 10))
     call_width = max(24, console.width - phase_width - step_width - 4)
     console.print(Text(wrapped(clone_text(program), console.width), "bold"), soft_wrap=True)
-    table = columns(("phase", phase_width, "left"), ("step", step_width, "left"), ("system call", None, "left"))
+    table = columns(
+        ("phase", phase_width, "left"), ("step", step_width, "left"), ("system call", None, "left")
+    )
     phase = ""
     for _, group in itertools.groupby(told, key=lambda row: row["step_number"]):
         calls = list(group)
@@ -560,7 +583,8 @@ def trace(arguments: argparse.Namespace) -> int:
         try:
             output = open(arguments.output, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - closed below
         except OSError as error:
-            raise Refused(f"--output: {arguments.output}: {error.strerror}") from None
+            msg = f"--output: {arguments.output}: {error.strerror}"
+            raise Refused(msg) from None
     job = Job()
     try:
         process, times = program.trace()
@@ -623,7 +647,9 @@ def show_trace(program: Program, times: Trace, stream: TextIO) -> None:
         ("", bar_width, "left"),
     )  # fmt: skip
     for row, outcome in zip(told, outcomes, strict=True):
-        colour = "red" if "error" in row else "green" if row["phase"] in ("clone", "exec") else "blue"
+        colour = (
+            "red" if "error" in row else "green" if row["phase"] in ("clone", "exec") else "blue"
+        )
         table.add_row(
             call_cell(row, call_width),
             Text(outcome, "red" if "error" in row else ""),
@@ -636,13 +662,11 @@ def show_trace(program: Program, times: Trace, stream: TextIO) -> None:
 
 def duration(nanoseconds: float) -> str:
     """Three digits and a unit."""
-    for unit, scale in (("ns", 1), ("µs", 1e3), ("ms", 1e6)):
-        value = nanoseconds / scale
-        if value < 999.5:  # noqa: PLR2004 - what three digits can say
-            break
-    else:
-        unit, value = "s", nanoseconds / 1e9
-    digits = 0 if unit == "ns" or value >= 99.95 else 1 if value >= 9.995 else 2  # noqa: PLR2004 - three digits
+    value, units = nanoseconds, iter(("ns", "µs", "ms", "s"))
+    unit = next(units)
+    while value >= 999.5 and unit != "s":  # noqa: PLR2004 - what three digits can say
+        value, unit = value / 1000, next(units)
+    digits = 0 if unit == "ns" or value >= 99.95 else 1 if value >= 9.995 else 2  # noqa: PLR2004 - as above
     return f"{value:.{digits}f} {unit}"
 
 
@@ -677,9 +701,16 @@ def show_features(found_: list[Finding]) -> None:
 
     console = console_for(sys.stdout)
     kernel = os.uname()
-    console.print(Text(f"{kernel.sysname} {kernel.release}, {kernel.machine}, uid {os.geteuid()}", "bold"))
+    console.print(
+        Text(f"{kernel.sysname} {kernel.release}, {kernel.machine}, uid {os.geteuid()}", "bold")
+    )
     name_width = max(len(finding.name) for finding in found_)
-    table = columns(("feature", name_width, "left"), ("since", 5, "left"), ("here", 4, "left"), ("", None, "left"))
+    table = columns(
+        ("feature", name_width, "left"),
+        ("since", 5, "left"),
+        ("here", 4, "left"),
+        ("", None, "left"),
+    )
     detail_width = max(24, console.width - name_width - 9 - 6)
     for finding in found_:
         table.add_row(
@@ -718,7 +749,7 @@ def columns(*described: tuple[str, int | None, str]) -> Table:
 
 
 def wrapped(text: str, width: int) -> str:
-    """The text in lines of this width, broken between arguments and flags, indented from the second."""
+    """The text in lines of this width, broken between arguments and flags."""
     text = one_line(text)
     if len(text) > LONGEST:
         text = f"{text[: LONGEST - 100]} ... {text[-95:]}"
@@ -738,7 +769,8 @@ def wrapped(text: str, width: int) -> str:
 def one_line(text: str) -> str:
     """The text with what would move the cursor, or cannot be encoded, written out."""
     return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
+        for char in text
     )
 
 

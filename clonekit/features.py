@@ -56,7 +56,8 @@ class Finding:
         return {name: getattr(self, name) for name in ("name", "since", "available", "detail")}
 
     def __repr__(self) -> str:
-        return f"<Finding {self.name}: {'yes' if self.available else 'no'}{self.detail and f', {self.detail}'}>"
+        here = "yes" if self.available else "no"
+        return f"<Finding {self.name}: {here}{self.detail and f', {self.detail}'}>"
 
 
 class UnavailableError(Exception):
@@ -133,7 +134,7 @@ def spawned(**declaration: Any) -> Callable[[], str]:
 
 
 def clone3() -> str:
-    """clone3 with no arguments is refused, but by whom?"""
+    """Whether it is there at all, and then a spawn."""
     if not lib.ck_has_clone3():
         msg = "ENOSYS: an older kernel, or a container's old seccomp profile; clone is used instead"
         raise UnavailableError(msg)
@@ -235,7 +236,7 @@ def pidfd_getfd() -> str:
 
 
 def execve_check() -> str:
-    """May the file be executed that we are?"""
+    """Whether the file may be executed that we are."""
     check_executable("/proc/self/exe")
     return ""
 

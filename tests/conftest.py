@@ -1,0 +1,79 @@
+"""What the tests share: compiled programs, rooms for cases, and the runs that take long."""
+
+from __future__ import annotations
+
+import faulthandler
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from step_cases import Case, Room, missing, missing_of
+
+PROGRAMS = Path(__file__).parent / "programs"
+HANG = 900  # seconds after which a run is taken for hung, and says where
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Name the marker; let hypothesis keep nothing on disk, where we may not write."""
+    settings.register_profile("here", database=None)
+    settings.load_profile("here")
+    config.addinivalue_line("markers", "long: takes minutes; run with -m long")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the long runs out unless markers are chosen."""
+    if config.option.markexpr:
+        return
+    long = [item for item in items if item.get_closest_marker("long")]
+    items[:] = [item for item in items if item not in long]
+    config.hook.pytest_deselected(items=long)
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with each of the programs, compiled and static."""
+    directory = tmp_path_factory.mktemp("programs")
+    for source in PROGRAMS.glob("*.c"):
+        target = directory / source.stem
+        command = ["gcc", "-static", "-O2", "-Wall", "-Werror", "-o", target, source]
+        subprocess.run(command, check=True)
+    return directory
+
+
+@pytest.fixture
+def room(tmp_path: Path, built: Path) -> Iterator[Room]:
+    """Where a case may work."""
+    room = Room(tmp_path, built / "see")
+    with room.stack:
+        yield room
+
+
+@pytest.fixture
+def needs(request: pytest.FixtureRequest) -> None:
+    """Skip what this machine cannot do: `@pytest.mark.usefixtures("needs")` on a case."""
+    case: Case = request.getfixturevalue("case")
+    reason = missing_of(case)
+    if reason:
+        pytest.skip(reason)
+
+
+@pytest.fixture
+def need() -> object:
+    """Skip unless the machine has this: `need("user")`."""
+
+    def ask(name: str) -> None:
+        reason = missing(name)
+        if reason:
+            pytest.skip(reason)
+
+    return ask
+
+
+@pytest.fixture
+def no_hang() -> Iterator[None]:
+    """End the run with the stack of every thread if a test hangs."""
+    faulthandler.dump_traceback_later(HANG, exit=True)
+    yield
+    faulthandler.cancel_dump_traceback_later()
