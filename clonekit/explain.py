@@ -9,13 +9,25 @@ import os
 import struct
 
 from clonekit.linux.abi import ffi, lib, name_of
-from clonekit.records import IMAGE, MOVE, NOWHERE, RECORD, REGISTER, SCRATCH, TRY
+from clonekit.records import (
+    IMAGE,
+    IMMEDIATE,
+    MOVE,
+    NOWHERE,
+    POINTERS,
+    RECORD,
+    REGISTER,
+    SCRATCH,
+    TRY,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
     from clonekit.program import Program
+
+    Operands = tuple[tuple[int, int], ...]
 
 # How each call's arguments read: n a number, o octal, fd, at (a directory), s a string, t@K text
 # as long as argument K, v a vector of strings, e the environment, pN memory of N bytes, p@K*M
@@ -33,21 +45,29 @@ SIGNATURES: dict[str, str] = {
     "execve": "s v e",
     "execveat": "fd s v e AT_|",
     "fchdir": "fd",
+    "fchmodat": "at s o",
+    "fchownat": "at s n n n",
     "fcntl": "fd F_ n",
     "getpgid": "n",
     "ioctl": "fd TIOC p",
     "ioprio_set": "n n n",
     "keyctl": "KEYCTL_ s",
     "landlock_restrict_self": "fd n",
+    "linkat": "at s at s n",
     "listen": "fd n",
     "memfd_create": "s MFD_|",
+    "mkdirat": "at s o",
+    "mknodat": "at s o n",
+    "mount": "s s s MS_| s",
     "openat": "at s O_| o",
     "openat2": "at s p24 n",
     "personality": "n",
     "pipe2": "p8 O_|",
+    "pivot_root": "s s",
     "ppoll": "p8 n p16 p8 n",
     "prctl": "PR_ n n n n",
     "prlimit64": "n RLIMIT_ p16 p16",
+    "renameat2": "at s at s n",
     "rt_sigaction": "SIG p32 p32 n",
     "rt_sigprocmask": "SIG_ p8 p8 n",
     "sched_setaffinity": "n n p@1",
@@ -65,12 +85,16 @@ SIGNATURES: dict[str, str] = {
     "setsid": "",
     "setsockopt": "fd n n p@4 n",
     "socket": "AF_ n n",
+    "symlinkat": "s at s",
     "umask": "o",
+    "umount2": "s n",
+    "unlinkat": "at s n",
     "unshare": "CLONE_NEW|",
     "write": "fd t@2 n",
 }
 PRCTL_OPTIONS = ("PR_SET_", "PR_GET_", "PR_CAPBSET_", "PR_CAP_AMBIENT", "PR_SCHED_CORE")
 SHORT = 16
+SHOWN = 4
 
 _constants: dict[str, dict[int, str]] = {}
 
@@ -94,18 +118,27 @@ def flags_of(value: int, prefix: str) -> str:
         if bit > 0 and bit & (bit - 1) == 0 and value & bit:
             names.append(name)
             value &= ~bit
-    return "|".join([*names, hex(value)] if value or not names else names).replace("|0x0", "")
+    return "|".join([*names, hex(value)] if value else names) or "0"
 
 
 class Reader:
-    """Reads the arguments of a program's records."""
+    """Reads the arguments of a program's records.
 
-    __slots__ = ("base", "memory", "program")
+    Addresses in the image are shown as offsets, as they were before it was linked: they say the
+    same at each compile, and nothing of our memory's layout.
+    """
+
+    __slots__ = ("counts", "memory", "program")
 
     def __init__(self, program: Program) -> None:
         self.program = program
-        self.memory = {IMAGE: bytes(ffi.buffer(program.image)), SCRATCH: program.setup.scratch}
-        self.base = int(ffi.cast("uintptr_t", program.image))
+        image = bytearray(ffi.buffer(program.image))
+        base = int(ffi.cast("uintptr_t", program.image))
+        self.counts = dict(POINTERS.iter_unpack(program.pointers))
+        for start, count in self.counts.items():
+            for at in range(start, start + 8 * count, 8):
+                struct.pack_into("<Q", image, at, struct.unpack_from("<Q", image, at)[0] - base)
+        self.memory = {IMAGE: bytes(image), SCRATCH: program.setup.scratch}
 
     def string(self, offset: int) -> str:
         """The C string at an offset of the image."""
@@ -114,26 +147,24 @@ class Reader:
 
     def vector(self, offset: int) -> list[str]:
         """The array of strings at an offset of the image."""
-        strings = []
-        while address := struct.unpack_from("<Q", self.memory[IMAGE], offset)[0]:
-            strings.append(self.string(address - self.base))
-            offset += 8
-        return strings
+        count = self.counts.get(offset, 0)
+        places = struct.unpack_from(f"<{count}Q", self.memory[IMAGE], offset)
+        return [self.string(place) for place in places]
 
     def slot(self, register: int) -> str:
         """`$name`."""
         name = list(self.program.setup.assembler.registers)[register].name
-        return f"${name}" if name else f"$r{register}"
+        return f"${name}" if name else f"$.{register}"
 
-    def value(self, kind: int, value: int, word: str, values: tuple[int, ...]) -> Any:
+    def value(self, kind: int, value: int, word: str, operands: Operands) -> Any:
         """One argument: a number, a string, a list of strings, `$name` or `&...`."""
         if kind == REGISTER:
             return self.slot(value)
         if kind in (IMAGE, SCRATCH):
-            return self._pointed(kind, value, word, values)
+            return self._pointed(kind, value, word, operands)
         return value - (1 << 64) if value >> 63 else value
 
-    def _pointed(self, kind: int, offset: int, word: str, values: tuple[int, ...]) -> Any:
+    def _pointed(self, kind: int, offset: int, word: str, operands: Operands) -> Any:
         if kind == IMAGE and word == "s":
             return self.string(offset)
         if kind == IMAGE and word in ("v", "e"):
@@ -141,8 +172,12 @@ class Reader:
         size = 0
         if word[0] in "pt":
             count, _, unit = word[1:].partition("*")
-            size = values[int(count[1:])] if count[:1] == "@" else int(count or 0)
-            size *= int(unit or 1)
+            size = int(unit or 1)
+            if count[:1] == "@":
+                of, length = operands[int(count[1:])]
+                size *= length if of == IMMEDIATE else 0
+            else:
+                size *= int(count or 0)
         content = self.memory[kind][offset : offset + size]
         if word[0] == "t":
             return os.fsdecode(content)
@@ -156,17 +191,29 @@ class Reader:
         return ["n"] * used
 
 
-def shown(value: Any, word: str) -> str:
+def shown(value: Any, word: str, kind: int) -> str:
     """An argument as text."""
-    if word == "e" and isinstance(value, list):
-        return f"[{len(value)} variables]"  # their values may be secrets
+    if kind == REGISTER:
+        return str(value)
     if isinstance(value, list):
-        inside = ", ".join(f'"{text}"' for text in value[:4])
-        return f"[{inside}{f', ... {len(value) - 4} more' if len(value) > 4 else ''}]"  # noqa: PLR2004 - a line's width
+        return shown_list(value, word)
     if isinstance(value, str):
         if word == "s" or word[0] == "t":
-            return value if value.startswith("$") else '"' + value.replace("\n", "\\n") + '"'
+            return '"' + value.replace("\n", "\\n") + '"'
         return value if len(value) <= 2 * SHORT + 1 else f"{value[: 2 * SHORT]}..."
+    return shown_number(value, word)
+
+
+def shown_list(value: list[str], word: str) -> str:
+    """The arguments, or how many variables: their values may be secrets."""
+    if word == "e":
+        return f"[{len(value)} variables]"
+    more = f", ... {len(value) - SHOWN} more" if len(value) > SHOWN else ""
+    return "[" + ", ".join(f'"{text}"' for text in value[:SHOWN]) + more + "]"
+
+
+def shown_number(value: int, word: str) -> str:
+    """A number by what it stands for."""
     if word == "at" and value == lib.AT_FDCWD:
         return "AT_FDCWD"
     if word == "o":
@@ -175,9 +222,7 @@ def shown(value: Any, word: str) -> str:
         return "NULL"
     if word.endswith("|"):
         return flags_of(value, word[:-1])
-    if word.isupper():
-        return constants(word).get(value, str(value))
-    return str(value)
+    return constants(word).get(value, str(value)) if word.isupper() else str(value)
 
 
 def one(program: Program, number: int, reader: Reader | None = None) -> dict[str, Any]:
@@ -186,6 +231,7 @@ def one(program: Program, number: int, reader: Reader | None = None) -> dict[str
     fields = RECORD.unpack_from(program.records, number * RECORD.size)
     record_kind, flags, _, nr, result = fields[:5]
     kinds, values = fields[5:11], fields[12:18]
+    operands = tuple(zip(kinds, values, strict=True))
     step_number = program.step_of(number)
     step = program.steps[step_number]
     entry: dict[str, Any] = {
@@ -194,7 +240,7 @@ def one(program: Program, number: int, reader: Reader | None = None) -> dict[str
     if record_kind == MOVE:
         place = f"scratch+{values[0]:#x}"
         text = (
-            f"{place} = {shown(reader.value(kinds[1], values[1], 'n', values), 'n')}"
+            f"{place} = {reader.value(kinds[1], values[1], 'n', operands)}"
             if result == NOWHERE
             else f"{reader.slot(result)} = {place}"
         )
@@ -202,11 +248,14 @@ def one(program: Program, number: int, reader: Reader | None = None) -> dict[str
     syscall = name_of(nr)
     words = reader.words(syscall, kinds, values)
     arguments = [
-        reader.value(kind, value, word, values)
+        reader.value(kind, value, word, operands)
         for kind, value, word in zip(kinds, values, words, strict=False)
     ]
-    text = ", ".join(shown(value, word) for value, word in zip(arguments, words, strict=True))
+    text = ", ".join(
+        shown(value, word, kind) for value, word, kind in zip(arguments, words, kinds, strict=False)
+    )
     entry |= {"syscall": syscall, "args": arguments, "text": f"{syscall}({text})"}
+    entry["registers"] = [n for n in range(len(arguments)) if kinds[n] == REGISTER]
     if result != NOWHERE:
         entry["result"] = reader.slot(result)
     if flags & TRY:

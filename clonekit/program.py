@@ -131,7 +131,7 @@ class Program:
     Raises: DeclarationError, before any child is made.
     """
 
-    __slots__ = ("_last", "argv", "image", "records", "setup", "struct")
+    __slots__ = ("_last", "argv", "image", "pointers", "records", "setup", "struct")
 
     def __init__(self, steps: Iterable[Step]) -> None:
         has_clone3 = bool(lib.ck_has_clone3())
@@ -168,6 +168,7 @@ class Program:
         """Give the image its addresses, and check that every record stays inside."""
         self.setup = setup
         self.records = records
+        self.pointers = pointers
         self.image = ffi.new("uint8_t[]", image)
         self.struct = ffi.new("struct ck_program *")
         wrong = lib.ck_link(

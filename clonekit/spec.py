@@ -42,7 +42,7 @@ class Spec:
     Fields are those of the steps (see the reference), and
 
     - `executable`, `env`: as in the step `execute`;
-    - `steps`: further steps, each run in its own phase;
+    - `steps`: further steps, each run at the end of its own phase, in the order given;
     - `check`: ask the kernel before the spawn whether the file may be executed (AT_EXECVE_CHECK,
       Linux 6.14).
 
@@ -69,11 +69,13 @@ class Spec:
     def steps(self) -> list[Step]:
         """The declaration as steps, in the order of the phases."""
         fields = self.fields
-        steps = list(fields.get("steps", ()))
+        steps: list[Step] = []
         for name, value in with_defaults(fields).items():
             for kind in FIELDS.get(name, ()):
                 steps += kind.of_field(value)
         steps.sort(key=place)
+        steps += fields.get("steps", ())
+        steps.sort(key=lambda step: RANK[step.kind.phase])
         of_exec = {name: fields[name] for name in OF_EXEC if name in fields}
         return [*steps, execute(self.argv, **of_exec)]
 

@@ -33,6 +33,10 @@ FILES = (
     "comm",
 )
 LINKS = ("cwd", "root", "exe")
+NAMESPACES = (
+    "cgroup", "ipc", "mnt", "net", "pid", "pid_for_children", "time", "time_for_children", "user",
+    "uts",
+)  # fmt: skip
 
 
 def told(read: Callable[[], object]) -> object:
@@ -108,7 +112,7 @@ def snapshot(*, memory: bool = False) -> dict[str, object]:
     state |= {name: told(lambda name=name: os.readlink(f"/proc/self/{name}")) for name in LINKS}  # type: ignore[misc]
     state |= {
         f"namespace {name}": told(lambda name=name: os.readlink(f"/proc/self/ns/{name}"))  # type: ignore[misc]
-        for name in os.listdir("/proc/self/ns")
+        for name in NAMESPACES
     }
     state |= {
         "descriptors": told(descriptors),

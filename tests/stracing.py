@@ -28,17 +28,21 @@ from parent_snapshot import changes, snapshot
 from step_cases import Room
 
 from clonekit import DeclarationError, Program, SpawnError
-from clonekit.explain import rows
+from clonekit.explain import SIGNATURES, rows
 from clonekit.linux.abi import NUMBERS, call, lib
 from clonekit.steps import execute
 
 HANG = 120  # seconds after which a worker is taken for hung
 LONGEST = 1 << 20  # bytes of a string that strace shows
 #: Calls that strace shows with their strings; all others are shown as six numbers.
-DECODED = (
-    "chdir", "chroot", "execve", "execveat", "keyctl", "memfd_create", "openat", "openat2", "pipe2",
-    "setdomainname", "sethostname", "write",
-)  # fmt: skip
+DECODED = sorted(
+    {"pipe2"}
+    | {
+        name
+        for name, words in SIGNATURES.items()
+        if {"s", "v", "e", "t@1", "t@2"} & {*words.split()}
+    }
+)
 
 
 class Seen(NamedTuple):

@@ -252,8 +252,12 @@ def test_an_interrupt_reaches_a_program_of_another_group(options: list[str]) -> 
         [*CLONEKIT, "run", *options, "--", "sh", "-c", "echo ready; cat"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     ) as process:  # fmt: skip
+        assert process.stdin is not None
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
+        process.stdin.write(b"cat has begun\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"cat has begun\n"
         process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE) == 128 + signal.SIGINT
 
@@ -329,10 +333,14 @@ def test_a_key_that_ends_the_program_is_its_status_and_not_ours(
     options: str, key: bytes, number: int
 ) -> None:
     text = """trap : INT QUIT
-{clonekit} run {options} --rlimits core=0 -- sh -c 'echo ready; exec sleep 1000'
+{clonekit} run {options} --rlimits core=0 -- "$PYTHON" -c "$WAITS"
 echo "status $?"
 """
-    with Terminal(script(text, options=options)) as terminal:
+    waits = (
+        "import signal; signal.signal(signal.SIGINT, 0); signal.signal(signal.SIGQUIT, 0);"
+        "print('ready', flush=True); signal.pause()"
+    )
+    with Terminal(script(text, options=options), PYTHON=PYTHON, WAITS=waits) as terminal:
         terminal.until(b"ready")
         terminal.type(key)
         terminal.until(b"status %d" % (128 + number))

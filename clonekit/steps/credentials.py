@@ -8,7 +8,7 @@ import struct
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import NUMBERS, lib, refuse_nul
 from clonekit.records import Call, Slot
-from clonekit.steps.step import Option, step
+from clonekit.steps.step import Option, names_or_number, step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -81,7 +81,10 @@ def capability_sets(value: Mapping[str, Iterable[str]] | Iterable[str]) -> dict[
 
 def parse_capabilities(text: str) -> tuple[str, list[str]]:
     """`ambient=net_bind_service,net_raw`, `bounding=`."""
-    name, _, names = text.partition("=")
+    name, equals, names = text.partition("=")
+    if not equals:
+        msg = f"{text!r} names no capabilities; write SET=NAMES (SET= for none)"
+        raise ValueError(msg)
     return name, [part for part in names.split(",") if part]
 
 
@@ -90,7 +93,7 @@ def of_set(name: str) -> Any:
     return lambda value: [(sets[name],) for sets in [capability_sets(value)] if name in sets]
 
 
-@step(phase="privileges", field="securebits", option=Option("BITS", lambda text: text.split(",")))
+@step(phase="privileges", field="securebits", option=Option("BITS", names_or_number))
 def set_securebits(securebits: int | Iterable[str]) -> Records:
     """Set how uid 0 and capabilities go together ("noroot", ...): prctl PR_SET_SECUREBITS.
 

@@ -32,8 +32,10 @@ def own_table(above: int | Slot) -> Records:
     yield Call("close_range", above, HIGHEST, lib.CLOSE_RANGE_UNSHARE)
 
 
-def parse_fd(text: str) -> tuple[int, int]:
-    """`7=3`: the program's 7 is our 3; `7` alone is our 7."""
+def parse_fd(text: str) -> tuple[int, int] | str | dict[int, object]:
+    """`7=3`: the program's 7 is our 3; `7` alone is our 7; `inherit`; `none`."""
+    if text in (INHERIT, "none"):
+        return INHERIT if text == INHERIT else {}
     target, _, source = text.partition("=")
     return int(target), int(source or target)
 

@@ -8,7 +8,7 @@ from clonekit.errors import DeclarationError
 from clonekit.linux.abi import lib
 from clonekit.records import Call
 from clonekit.steps.opening import write_file
-from clonekit.steps.step import Option, step
+from clonekit.steps.step import Option, names_or_number, step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -197,6 +197,9 @@ def set_io_priority(name: str, level: int = 0) -> Records:
 
     Raises: EPERM for rt without CAP_SYS_ADMIN or CAP_SYS_NICE. See: ioprio_set(2).
     """
+    if not 0 <= level <= 7:  # noqa: PLR2004 - the man page's own bounds
+        msg = f"ioprio: level {level} is not between 0 and 7"
+        raise DeclarationError(msg)
     value = choice(name, "IOPRIO_CLASS_", "class") << IOPRIO_CLASS_SHIFT | level
     yield Call("ioprio_set", lib.IOPRIO_WHO_PROCESS, 0, value)
 
@@ -262,13 +265,8 @@ def new_core_cookie() -> Records:
     yield Call("prctl", lib.PR_SCHED_CORE, lib.PR_SCHED_CORE_CREATE, THREAD_ITSELF, PIDTYPE_TGID, 0)
 
 
-def parse_personality(text: str) -> list[str]:
-    """`addr_no_randomize,read_implies_exec`."""
-    return text.split(",")
-
-
 @step(
-    phase="scheduling", field="personality", lasting=True, option=Option("FLAGS", parse_personality)
+    phase="scheduling", field="personality", lasting=True, option=Option("FLAGS", names_or_number)
 )
 def set_personality(persona: int | Iterable[str]) -> Records:
     """Set the execution domain: a number, or names ("addr_no_randomize", "linux32"): personality.

@@ -212,7 +212,10 @@ def write(fd: object, data: bytes) -> Records:
 
 def parse_write(text: str) -> tuple[str, bytes]:
     """`PATH=TEXT`."""
-    path, _, data = text.partition("=")
+    path, equals, data = text.partition("=")
+    if not equals:
+        msg = f"{text!r} names no content; write PATH=TEXT"
+        raise ValueError(msg)
     return path, os.fsencode(data)
 
 

@@ -39,6 +39,11 @@ class Option:
         self.many = many
 
 
+def names_or_number(text: str) -> int | list[str]:
+    """`one,two`, or a number."""
+    return int(text, 0) if text[:1].isdigit() else text.split(",")
+
+
 class Kind:
     """One step of the library: its phase, its field in a declaration, its function."""
 

@@ -1,0 +1,107 @@
+"""Makes docs/reference.md and the order in README.md from the source: python docs/generate.py."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clonekit.phases import PHASES
+from clonekit.spec import OTHER_FIELDS
+from clonekit.steps.step import KINDS
+
+if TYPE_CHECKING:
+    from clonekit.steps.step import Kind
+
+REFERENCE = Path(__file__).with_name("reference.md")
+README = Path(__file__).parent.parent / "README.md"
+OPENING = f"""\
+# Reference: every field and every step
+
+`docs/generate.py` makes this page from the steps' own documentation, and a test holds it up to
+date.
+
+A **field** is a keyword of `Spec` and `spawn`; an **option** is the same on the command line. A
+**step** is a function of `clonekit.steps`, for a `Program` in an order of your own. A declaration's
+steps run in the order of the phases below. Numbers of descriptors and processes are those of the
+caller, unless it is said otherwise. `own_table` and `clear_handlers` are put first by the library
+where they are needed. The fields
+{", ".join(f"`{name}`" for name in OTHER_FIELDS)} belong to no one step: see `help(clonekit.Spec)`.
+"""
+HEADER = """\
+| step | field | option | effect | raises | since | see |
+|---|---|---|---|---|---|---|
+"""
+LABELS = ("Raises", "Since", "See")
+BEGIN, END = "<!-- phases -->\n", "<!-- end of phases -->\n"
+
+
+class Octal(int):
+    """A mode, which reads better so."""
+
+    def __repr__(self) -> str:
+        return f"0o{self:o}"
+
+
+def parts(doc: str) -> dict[str, str]:
+    """A docstring's first line as "Effect", and what stands behind each label."""
+    effect, _, rest = inspect.cleandoc(doc).partition("\n")
+    _, *labelled = re.split(rf"\b({'|'.join(LABELS)}): ", " ".join(rest.split()))
+    texts = (text.strip().removesuffix(".") for text in labelled[1::2])
+    return {"Effect": effect.removesuffix("."), **dict(zip(labelled[::2], texts, strict=True))}
+
+
+def call(kind: Kind) -> str:
+    """The step as it is called: `set_nice(nice)`."""
+    plain = []
+    for parameter in inspect.signature(kind.function).parameters.values():
+        known = parameter.replace(annotation=inspect.Parameter.empty)
+        if known.name == "mode" and isinstance(known.default, int):
+            known = known.replace(default=Octal(known.default))
+        plain.append(known)
+    return f"{kind.name}{inspect.Signature(plain)}"
+
+
+def option(kind: Kind) -> str:
+    """The command line's option for the step's field: `--nice N`."""
+    if kind.field is None:
+        return ""
+    metavar = f" {kind.option.metavar}" if kind.option and kind.option.metavar else ""
+    return f"`--{kind.field.replace('_', '-')}{metavar}`"
+
+
+def row(kind: Kind) -> str:
+    """The step's line in its phase's table."""
+    told = parts(kind.doc)
+    field = f"`{kind.field}`" if kind.field else ""
+    cells = [f"`{call(kind)}`", field, option(kind), told["Effect"]]
+    cells += [told.get(label, "") for label in LABELS]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+
+
+def reference() -> str:
+    """The whole page."""
+    text = OPENING
+    for phase, reason in PHASES.items():
+        rows = [row(kind) for kind in KINDS.values() if kind.phase == phase]
+        text += f"\n## {phase}\n\n{reason[0].upper()}{reason[1:]}.\n\n{HEADER}{''.join(rows)}"
+    return text
+
+
+def order() -> str:
+    """The phases with their reasons, as a list."""
+    lines = (f"{n}. **{phase}**: {reason}\n" for n, (phase, reason) in enumerate(PHASES.items(), 1))
+    return "".join(lines)
+
+
+def pages() -> dict[Path, str]:
+    """Each page that is made here, whole or in part."""
+    before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
+    after = rest.partition(END)[2]
+    return {REFERENCE: reference(), README: before + BEGIN + order() + END + after}
+
+
+if __name__ == "__main__":
+    for path, text in pages().items():
+        path.write_text(text, encoding="utf-8")
