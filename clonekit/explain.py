@@ -95,6 +95,7 @@ SIGNATURES: dict[str, str] = {
 PRCTL_OPTIONS = ("PR_SET_", "PR_GET_", "PR_CAPBSET_", "PR_CAP_AMBIENT", "PR_SCHED_CORE")
 SHORT = 16
 SHOWN = 4
+LONGEST = 200
 
 _constants: dict[str, dict[int, str]] = {}
 
@@ -199,7 +200,7 @@ def shown(value: Any, word: str, kind: int) -> str:
         return shown_list(value, word)
     if isinstance(value, str):
         if word == "s" or word[0] == "t":
-            return '"' + value.replace("\n", "\\n") + '"'
+            return quoted(value)
         return value if len(value) <= 2 * SHORT + 1 else f"{value[: 2 * SHORT]}..."
     return shown_number(value, word)
 
@@ -209,7 +210,15 @@ def shown_list(value: list[str], word: str) -> str:
     if word == "e":
         return f"[{len(value)} variables]"
     more = f", ... {len(value) - SHOWN} more" if len(value) > SHOWN else ""
-    return "[" + ", ".join(f'"{text}"' for text in value[:SHOWN]) + more + "]"
+    return "[" + ", ".join(map(quoted, value[:SHOWN])) + more + "]"
+
+
+def quoted(text: str) -> str:
+    """A string on one line, and no more of it than a line holds."""
+    if len(text) > LONGEST:
+        text = text[: LONGEST - 3] + "..."
+    inside = text.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in inside) + '"'
 
 
 def shown_number(value: int, word: str) -> str:

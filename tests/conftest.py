@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,9 +72,13 @@ def need() -> object:
     return ask
 
 
+#: The true standard error, which the capture of a test's output does not take away.
+STDERR = os.dup(2)
+
+
 @pytest.fixture
 def no_hang() -> Iterator[None]:
     """End the run with the stack of every thread if a test hangs."""
-    faulthandler.dump_traceback_later(HANG, exit=True)
+    faulthandler.dump_traceback_later(HANG, exit=True, file=STDERR)
     yield
     faulthandler.cancel_dump_traceback_later()

@@ -18,8 +18,8 @@ from typing import Any, Self
 import pytest
 
 from clonekit import Process, Spec, spawn
-from clonekit.cli import duration, wrapped
 from clonekit.spec import FIELDS
+from clonekit.tables import duration, wrapped
 
 CLONEKIT = [sys.executable, "-m", "clonekit"]
 PYTHON = sys.executable

@@ -27,7 +27,8 @@ FLOORS = (
     ("explain", "failure", "vforked"),
     ("program",),
     ("spec",),
-    ("features", "cli", "popen", "aio", "__main__", "__init__"),
+    ("features", "options", "job", "tables"),
+    ("cli", "__main__", "__init__"),
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

@@ -109,10 +109,9 @@ class Step:
 
     def __repr__(self) -> str:
         inside = [readable(value) for value in self.arguments]
-        inside += [
-            f"{key}={f'<{len(value)} variables>' if key == 'env' else readable(value)}"
-            for key, value in self.keywords.items()
-        ]
+        for key, value in self.keywords.items():
+            hidden = key == "env" and value is not None  # its values may be secrets
+            inside.append(f"{key}={f'<{len(value)} variables>' if hidden else readable(value)}")
         return f"{self.kind.name}({', '.join(inside)})"
 
 

@@ -3,8 +3,9 @@
  *     attack ADDRESS VALUE only|recent PID...
  *
  * in the given processes and, if `recent`, in those that are just being made, whose numbers follow
- * the last one given out. It writes by process_vm_writev and, where it may trace, by ptrace. Its first byte on
- * standard output says that it has begun; each further one stands for a process that it wrote. */
+ * the last one given out. It writes by process_vm_writev and, where it may trace, by ptrace. Its
+ * first byte on standard output says that it has begun; each further one stands for a process that
+ * it wrote. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -22,7 +23,7 @@ static uint64_t address, value;
 static void
 wrote(void)
 {
-    if (write(1, "!", 1) != 1)
+    if (write(1, "!", 1) != 1 && errno != EAGAIN)
         exit(0);
 }
 
@@ -66,6 +67,8 @@ main(int argc, char **argv)
 
     address = strtoull(argv[1], NULL, 0);
     value = strtoull(argv[2], NULL, 0);
+    /* A full pipe must not hold us, and the process that we have stopped, for ever. */
+    fcntl(1, F_SETFL, O_NONBLOCK);
     if (loadavg < 0 || write(1, ".", 1) != 1)
         return 2;
     for (;;) {
