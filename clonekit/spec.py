@@ -7,7 +7,7 @@ from clonekit.errors import DeclarationError
 from clonekit.linux.abi import lib
 from clonekit.phases import PHASES
 from clonekit.program import Program
-from clonekit.steps.execute import execute
+from clonekit.steps.execute import environment, execute
 from clonekit.steps.signals import PYTHON_IGNORES
 from clonekit.steps.step import KINDS, Step
 
@@ -30,8 +30,9 @@ OTHER_FIELDS = ("executable", "env", "steps", "check")
 OF_EXEC = ("executable", "env")
 #: Fields whose steps depend on their values alone, not on our ids, files or descriptors.
 LASTING = {name for name, kinds in FIELDS.items() if all(kind.lasting for kind in kinds)}
-MOST_SETUPS = 64
-_setups: dict[tuple[object, ...], Setup] = {}
+MOST_KNOWN = 64
+#: By `Spec._key`: a setup, and the last program of it with what that was made from.
+_known: dict[tuple[object, ...], tuple[Setup, tuple[object, ...] | None, Program]] = {}
 RANK = {phase: rank for rank, phase in enumerate(PHASES)}
 ORDER = {name: order for order, name in enumerate(KINDS)}
 
@@ -80,27 +81,37 @@ class Spec:
         return [*steps, execute(self.argv, **of_exec)]
 
     def program(self) -> Program:
-        """Compile it. What does not depend on argv is compiled once for equal declarations.
+        """Compile it.
+
+        Equal declarations share what does not depend on argv, and one after the other the whole.
 
         Raises: DeclarationError; OSError where `check` finds that the file may not be executed.
         """
-        if "check" in self.fields:
+        fields = self.fields
+        executable, env = fields.get("executable"), fields.get("env")
+        if fields.get("check"):
             from clonekit.linux.execution import check_executable
 
-            check_executable(self.argv[0], self.fields.get("executable"), self.fields.get("env"))
+            check_executable(self.argv[0], executable, env)
         key = self._key()
         if key is None:
             return Program(self.steps())
-        setup = _setups.get(key)
-        if setup is not None:
-            return Program.after(
-                setup, self.argv, self.fields.get("executable"), self.fields.get("env")
-            )
-        program = Program(self.steps())
-        if len(_setups) >= MOST_SETUPS:
-            _setups.clear()
-        _setups[key] = program.setup
-        return program
+        known = _known.get(key)
+        if known is None:
+            if len(_known) >= MOST_KNOWN:
+                _known.clear()
+            program = Program(self.steps())
+            _known[key] = program.setup, None, program
+            return program
+        setup, words, program = known
+        if env is None and type(self.argv) is list:
+            now = (*self.argv, executable, environment(None))
+            if now == words:
+                return program
+            program = Program.after(setup, self.argv, executable, env)
+            _known[key] = setup, now, program
+            return program
+        return Program.after(setup, self.argv, executable, env)
 
     def _key(self) -> tuple[object, ...] | None:
         """What the compiled setup depends on, if it depends on values alone."""

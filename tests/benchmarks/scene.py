@@ -7,6 +7,7 @@ rounds; each line of its output has the nanoseconds that every contestant took, 
 from __future__ import annotations
 
 import ctypes
+import itertools
 import json
 import mmap
 import os
@@ -129,9 +130,11 @@ def contestants(scene: dict[str, Any]) -> dict[str, Contestant]:
     privileged = clonekit.Spec(
         argv, uid=NOBODY, gid=NOBODY, rlimits=LIMITS, no_new_privs=True, seccomp=FILTER
     ).program()
+    number = itertools.count()
     named: dict[str, Callable[[], Any]] = {
         "clonekit_compiled": lambda: program.spawn().wait(),
         "clonekit_one_shot": lambda: clonekit.spawn(argv).wait(),
+        "clonekit_new_argv": lambda: clonekit.spawn([*argv, str(next(number))]).wait(),
         "subprocess": lambda: subprocess.Popen(argv).wait(),
         "clonekit_privileged": lambda: privileged.spawn().wait(),
         "subprocess_privileged": popen_privileged(argv),
@@ -139,6 +142,9 @@ def contestants(scene: dict[str, Any]) -> dict[str, Contestant]:
     if scene["pipes_last"]:
         stdin, stdout, _ = source
         named["clonekit_one_shot"] = lambda: clonekit.spawn(argv, fds=fds).wait()
+        named["clonekit_new_argv"] = lambda: clonekit.spawn(
+            [*argv, str(next(number))], fds=fds
+        ).wait()
         named["subprocess"] = lambda: subprocess.Popen(argv, stdin=stdin, stdout=stdout).wait()
     return {
         **in_c(scene["floor"], argv, source),

@@ -37,7 +37,8 @@ ROWS = {
     "posix_spawn": "posix_spawn, same effect (C)",
     "clone3": "our system calls alone (C)",
     "subprocess": "subprocess.Popen",
-    "clonekit_one_shot": "clonekit.spawn",
+    "clonekit_new_argv": "clonekit.spawn, new arguments each time",
+    "clonekit_one_shot": "clonekit.spawn, the same again",
     "clonekit_compiled": "clonekit.Program.spawn",
 }
 OURS, ONE_SHOT, POPEN, FLOOR = "clonekit_compiled", "clonekit_one_shot", "subprocess", "clone3"
@@ -67,6 +68,7 @@ TARGETS = (
     Target("... each in a loop", (LOOP, OURS), (LOOP, POPEN), 0.60),
     Target("one shot, of Popen", (SMALL, ONE_SHOT), (SMALL, POPEN), 0.75),
     Target("... each in a loop", (LOOP, ONE_SHOT), (LOOP, POPEN), 0.75),
+    Target("... new arguments each time", (SMALL, "clonekit_new_argv"), (SMALL, POPEN), 0.75),
     Target("1,000 fds: compiled, of Popen", (MANY, OURS), (MANY, POPEN), 0.45),
     Target("1,000 fds: compiled, of posix_spawn from C", (MANY, OURS), (MANY, "posix_spawn"), 0.65),
     Target("2 GiB heap: compiled, of a small one", (LARGE, OURS), (SMALL, OURS), 1.1),

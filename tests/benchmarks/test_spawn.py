@@ -37,6 +37,7 @@ CHEAP = (
     "subprocess",
     "clonekit_compiled",
     "clonekit_one_shot",
+    "clonekit_new_argv",
 )
 PLACING = tuple(name for name in CHEAP if name != "posix_spawn_bare")
 PRIVILEGED = ("clonekit_privileged", "subprocess_privileged")
