@@ -42,6 +42,7 @@ INCLUDES = """
 #include <linux/landlock.h>
 #include <linux/memfd.h>
 #include <linux/mempolicy.h>
+#include <linux/nsfs.h>
 #include <linux/openat2.h>
 #include <linux/personality.h>
 #include <linux/sched.h>
@@ -53,7 +54,7 @@ INCLUDES = """
 # Every integer macro that begins so becomes an attribute of `lib`.
 PREFIXES = """
 _LINUX_CAPABILITY_VERSION_ AF_ AT_ CAP_ CLD_ CLONE_ CLOSE_RANGE_ F_ FD_ FUTEX_ IOPRIO_ KEYCTL_
-KEY_SPEC_ LANDLOCK_ MFD_ MPOL_ MSG_ MS_ O_ PIDFD_ POLL PRIO_ PR_ RESOLVE_ RLIMIT_ SA_ SCHED_
+KEY_SPEC_ LANDLOCK_ MFD_ MPOL_ MSG_ MS_ NS_GET_ O_ PIDFD_ POLL PRIO_ PR_ RESOLVE_ RLIMIT_ SA_ SCHED_
 SECBIT_ SECCOMP_ SHUT_ SIG SOCK_ SOL_ SO_ TIOCSCTTY TIOCNOTTY TIOCSPGRP TIOCSTI W
 """
 

@@ -28,6 +28,10 @@
 #define PR_SET_MEMORY_MERGE 67                  /* Linux 6.4 */
 #define PR_GET_MEMORY_MERGE 68
 #endif
+#ifndef PR_SET_SHADOW_STACK_STATUS
+#define PR_SET_SHADOW_STACK_STATUS 75           /* Linux 6.13 */
+#define PR_LOCK_SHADOW_STACK_STATUS 76
+#endif
 #ifndef PR_FUTEX_HASH
 #define PR_FUTEX_HASH 78                        /* Linux 6.16 */
 #endif

@@ -11,6 +11,9 @@
  *     the copy gets its dumpable flag back there.
  * P4  A failed child is reaped by its pidfd, never by a number that could mean another process.
  * P5  A real-time parent that spins can starve the child that it waits for. It sleeps instead.
+ * P6  Another thread may give up our ids in mid-spawn, and libc's broadcast reaches this thread by a
+ *     signal; the kernel then makes us untraceable, for good. The guard is raised and lowered with
+ *     all signals blocked, and is not lowered by a thread that has other ids than when it rose.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -24,11 +27,13 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
 #include <linux/kcmp.h>
+#include <linux/magic.h>
 #include <linux/sched.h>
 
 #include "arch.h"
@@ -155,6 +160,15 @@ static pthread_mutex_t guard_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_once_t guard_hooks = PTHREAD_ONCE_INIT;
 static unsigned guarded;                /* children of lesser credentials on our memory */
 static int dumpable_before;
+static uid_t uid_before;
+static gid_t gid_before;
+
+static void
+restore_dumpable(void)
+{
+    if (dumpable_before == 1 && geteuid() == uid_before && getegid() == gid_before)    /* P6 */
+        prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);
+}
 
 static void
 before_fork(void)
@@ -171,8 +185,8 @@ after_fork_in_parent(void)
 static void
 after_fork_in_child(void)
 {
-    if (guarded && dumpable_before == 1)
-        prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);
+    if (guarded)
+        restore_dumpable();
     guarded = 0;
     pthread_mutex_unlock(&guard_lock);
 }
@@ -188,8 +202,11 @@ raise_guard(uint32_t guard)
 {
     pthread_once(&guard_hooks, install_fork_hooks);
     pthread_mutex_lock(&guard_lock);
-    if (guarded++ == 0)
+    if (guarded++ == 0) {
         dumpable_before = prctl(PR_GET_DUMPABLE, 0, 0, 0, 0);
+        uid_before = geteuid();
+        gid_before = getegid();
+    }
     if (guard == CK_GUARDED_FROM_CLONE && dumpable_before == 1)
         prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
     pthread_mutex_unlock(&guard_lock);
@@ -199,8 +216,8 @@ static void
 lower_guard(void)
 {
     pthread_mutex_lock(&guard_lock);
-    if (--guarded == 0 && dumpable_before == 1)
-        prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);
+    if (--guarded == 0)
+        restore_dumpable();
     pthread_mutex_unlock(&guard_lock);
 }
 
@@ -211,6 +228,7 @@ task_flags(int pid)
 {
     char path[64], text[512], own[16] = "";
     ssize_t length = readlink("/proc/self", own, sizeof own - 1);
+    struct statfs system;
     int fd;
 
     if (length <= 0 || atoi(own) != getpid())
@@ -219,7 +237,8 @@ task_flags(int pid)
     fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return -1;
-    length = read(fd, text, sizeof text - 1);
+    length = fstatfs(fd, &system) == 0 && system.f_type == PROC_SUPER_MAGIC
+                 ? read(fd, text, sizeof text - 1) : -1;
     close(fd);
     if (length <= 0)
         return -1;
@@ -357,9 +376,9 @@ ck_spawn(const struct ck_program *program, const int64_t *inputs, struct ck_stam
         outcome->result = -ENOMEM;
         return;
     }
-    if (program->guard)
-        raise_guard(program->guard);
     ck_syscall(SYS_rt_sigprocmask, SIG_BLOCK, (long)&all, (long)&mask, SIGSET_SIZE, 0, 0); /* P1 */
+    if (program->guard)
+        raise_guard(program->guard);                                                       /* P6 */
     struct ck_frame *frame = prepare_frame(memory, program, inputs, trace, mask);
     if (program->dispositions_at >= 0)
         cleared_dispositions((struct kernel_sigaction *)(frame->scratch +
@@ -369,7 +388,6 @@ ck_spawn(const struct ck_program *program, const int64_t *inputs, struct ck_stam
     pid = start_child(program, inputs, memory, frame, &pidfd);
     if (trace)
         outcome->clone_after = ck_cycles();
-    ck_syscall(SYS_rt_sigprocmask, SIG_SETMASK, (long)&mask, 0, SIGSET_SIZE, 0, 0);
     if (pid < 0) {
         outcome->stage = CK_NO_CLONE;
         outcome->result = pid;
@@ -383,6 +401,7 @@ ck_spawn(const struct ck_program *program, const int64_t *inputs, struct ck_stam
         else
             lower_guard();
     }
+    ck_syscall(SYS_rt_sigprocmask, SIG_SETMASK, (long)&mask, 0, SIGSET_SIZE, 0, 0);
     give_memory(memory, size);
 }
 

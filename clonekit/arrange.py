@@ -7,6 +7,7 @@ from when our memory must be untraceable.
 from __future__ import annotations
 
 import os
+import sys
 
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import NUMBERS, call, ffi, lib
@@ -18,6 +19,8 @@ from clonekit.steps.signals import clear_handlers, set_signal_mask
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from clonekit.records import Record
     from clonekit.steps.step import Kind, Step
 
@@ -25,11 +28,13 @@ if TYPE_CHECKING:
 ABOVE = Slot(".above")
 #: How the slot begins that carries a cgroup's descriptor to the clone.
 CGROUP = ".cgroup "
+MOST_STEPS = 1 << 16  # struct ck_record has 16 bits for the step's number
 CLOSED_PHASES = ("landlock", "seccomp", "mask", "exec")
 OWN_TABLE: Kind = own_table  # type: ignore[assignment] # what step() makes of a function
 PLACE: Kind = place_descriptors  # type: ignore[assignment]
 MASK: Kind = set_signal_mask  # type: ignore[assignment]
 EXECUTE: Kind = execute  # type: ignore[assignment]
+INT = 0xFFFFFFFF
 #: Calls that may lead into another user namespace, by name and number.
 JOINS = ("setns", NUMBERS["setns"], "unshare", NUMBERS["unshare"])
 GUARDED_CALLS = frozenset(
@@ -53,6 +58,7 @@ class Arranged:
     __slots__ = (
         "_fds",
         "_makers",
+        "_plain",
         "above",
         "clone",
         "fd_slots",
@@ -70,6 +76,7 @@ class Arranged:
         self._fds: list[tuple[int, Fd]] = []  # which step reads a descriptor
         credentials: list[tuple[int, int]] = []
         vector = -1
+        self._plain: list[tuple[int, Slot]] = []  # which step reads a slot that is no Fd
         for number, step in enumerate(steps):
             made: list[Record] = []
             if step.kind is PLACE:
@@ -84,10 +91,12 @@ class Arranged:
                     self._note(record, number)
                     made.append(record)
             self.lists.append(made)
+        if steps[vector].arguments[0] != INHERIT:
+            self._refuse_plain(vector, steps)
         self._cross(vector, steps[vector].arguments[0])
         if steps[0].kind is OWN_TABLE:
             steps[0] = own_table(self.above)
-        self.guard = self._guard(credentials)
+        self.guard = self._guard(credentials, steps)
 
     def _note(self, record: Record, step: int) -> None:
         """Remember what a record reads and makes."""
@@ -105,6 +114,7 @@ class Arranged:
                 self._fds.append((step, value))  # type: ignore[arg-type]
                 self._read(value.of)  # type: ignore[union-attr]
             elif kind is Slot:
+                self._plain.append((step, value))  # type: ignore[arg-type]
                 self._read(value)  # type: ignore[arg-type]
         result = record.to  # type: ignore[union-attr]
         if result is not None:
@@ -112,6 +122,14 @@ class Arranged:
                 msg = f"{result} is used before the step that makes it; put that step first"
                 raise DeclarationError(msg)
             self._makers.setdefault(result, step)
+
+    def _refuse_plain(self, vector: int, steps: list[Step]) -> None:
+        """Only an `Fd` is moved out of the vector's way: a number would mean another file."""
+        for step, slot in self._plain:
+            made = self._makers.get(slot, vector)
+            if made < vector < step and steps[made].phase == "opening":
+                msg = f"{steps[step]}: {slot} was opened before the vector; write Fd({slot})"
+                raise DeclarationError(msg)
 
     def _note_clone(self, record: Clone) -> None:
         """Remember what is asked of the clone."""
@@ -158,7 +176,7 @@ class Arranged:
             for records in self.lists[at + 1 :]:
                 records[:] = [redirected(record, moved) for record in records]
 
-    def _guard(self, credentials: list[tuple[int, int]]) -> int:
+    def _guard(self, credentials: list[tuple[int, int]], steps: Sequence[Step]) -> int:
         """How our memory is kept untraceable, H7; puts the record that does it where it belongs.
 
         A join of a user namespace, or a new one made by a privileged parent, is guarded from
@@ -173,29 +191,36 @@ class Arranged:
             elif self.lists[step][at].name not in JOINS:  # type: ignore[union-attr]
                 places.append((step, at))
         if any(entry.flags & lib.CLONE_NEWUSER for entry in self.clone) and is_privileged():
-            written = self._after_own_files()
-            if os.geteuid() == 0 or written is None:
-                joins = True
-            else:  # the maps are written by an id that could not if they were root's
-                places.append(written)
-        if places:
+            if os.geteuid() != 0 and self._writes_own_files():
+                msg = (
+                    "we hold capabilities without being root: a new user namespace must be kept "
+                    "from its owner's tracing, and then it cannot write /proc/self; give up the "
+                    "capabilities first, or leave the maps out"
+                )
+                raise DeclarationError(msg)
+            joins = True
+        if places or joins:
             refuse_debug_dumps()
+        if places:
             step, at = min(places)
-            self.lists[step].insert(at, Call("prctl", lib.PR_SET_DUMPABLE, 0, 0, 0, 0))
+            self.lists[step].insert(at, untraceable())
+        if dumps_end_all(os.uname().release):
+            closing = [n for n, step in enumerate(steps) if step.phase in ("seccomp", "mask")]
+            self.lists[closing[0]].insert(0, untraceable())
+            places = [(closing[0], 0)]
         if joins:
             return int(lib.CK_GUARDED_FROM_CLONE)
         return int(lib.CK_GUARDED if places else lib.CK_OPEN)
 
-    def _after_own_files(self) -> tuple[int, int] | None:
-        """The place after the last record of a step that writes to /proc/self."""
-        steps = [
-            number
-            for number, records in enumerate(self.lists)
-            for record in records
-            if type(record) is Call
+    def _writes_own_files(self) -> bool:
+        """Whether a step opens a file of /proc/self for itself."""
+        return any(
+            type(record) is Call
+            and record.name in {"openat", "openat2"}
             and any(type(v) is bytes and v.startswith(b"/proc/self/") for v in record.operands)
-        ]
-        return (steps[-1], len(self.lists[steps[-1]])) if steps else None
+            for records in self.lists
+            for record in records
+        )
 
 
 def cgroup_slot(fd: Fd) -> Slot:
@@ -228,6 +253,9 @@ def completed(steps: list[Step], *, has_clone3: bool) -> list[Step]:
         first.append(own_table(0))
     if not has_clone3:
         first.append(clear_handlers())
+    if len(first) + len(steps) > MOST_STEPS:
+        msg = f"{len(first) + len(steps)} steps are too many; a program has at most {MOST_STEPS}"
+        raise DeclarationError(msg)
     return first + steps
 
 
@@ -259,20 +287,47 @@ def joins_users(record: Record) -> bool:
     values = record.operands
     if record.name in JOINS[:2]:
         kinds = values[1] if len(values) > 1 else 0
-        return type(kinds) is not int or kinds == 0 or bool(kinds & lib.CLONE_NEWUSER)
+        return type(kinds) is not int or kinds & INT == 0 or bool(kinds & lib.CLONE_NEWUSER)
     if record.name in JOINS[2:]:
-        return not values or type(values[0]) is not int or bool(values[0] & lib.CLONE_NEWUSER)
+        makes = not values or type(values[0]) is not int or bool(values[0] & lib.CLONE_NEWUSER)
+        return makes and is_privileged()
     return False
 
 
+def untraceable() -> Call:
+    """No process without CAP_SYS_PTRACE may trace our memory, and no core is made of it."""
+    return Call("prctl", lib.PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def dumps_end_all(release: str) -> bool:
+    """Before Linux 5.16 a core dump of the child ends every process that shares its memory: us."""
+    major, minor = (int("".join(filter(str.isdigit, part))) for part in release.split(".")[:2])
+    return (major, minor) < (5, 16)
+
+
 def is_privileged() -> bool:
-    """Whether we have what a process of our uid may lack: any capability."""
+    """Whether we have what a process of our uid may lack: capabilities.
+
+    Where our own uid owns our user namespace, each of its processes outside has them all there.
+    """
     if os.geteuid() == 0:
         return True
     header = ffi.new("uint32_t[2]", [lib._LINUX_CAPABILITY_VERSION_3, 0])  # noqa: SLF001 - the kernel's own name
     data = ffi.new("uint32_t[6]")
     call("capget", int(ffi.cast("uintptr_t", header)), int(ffi.cast("uintptr_t", data)))
-    return bool(data[1] or data[4])
+    _, permitted, _, _, permitted_high, _ = data
+    return bool(permitted or permitted_high) and owner_of_namespace() != os.geteuid()
+
+
+def owner_of_namespace() -> int:
+    """The uid that made our user namespace; -1 where that cannot be told."""
+    import fcntl
+
+    try:
+        with open("/proc/self/ns/user", "rb") as file:  # noqa: PTH123 - pathlib is slow to import
+            return int.from_bytes(fcntl.ioctl(file, lib.NS_GET_OWNER_UID, bytes(4)), sys.byteorder)
+    except OSError:
+        return -1
 
 
 def refuse_debug_dumps() -> None:
@@ -280,7 +335,7 @@ def refuse_debug_dumps() -> None:
     try:
         with open("/proc/sys/fs/suid_dumpable", "rb") as file:  # noqa: PTH123 - pathlib is slow to import
             value = file.read(1)
-    except OSError:
+    except (FileNotFoundError, PermissionError):
         return
     if value == b"1":
         msg = (

@@ -31,6 +31,11 @@ FIRST_KERNEL_OF_FLAG = (
     (lib.CLONE_PIDFD_AUTOKILL, "CLONE_PIDFD_AUTOKILL", "7.1"),
     (lib.CLONE_EMPTY_MNTNS, "CLONE_EMPTY_MNTNS", "7.1"),
 )
+#: What a clone's other errnos mostly mean.
+SHORTAGES = {
+    errno.EAGAIN: "RLIMIT_NPROC or the pids limit of the cgroup is reached",
+    errno.ENOMEM: "memory is short, or the PID namespace for our children has lost its init",
+}
 #: What a call's EPERM (or EACCES) mostly means.
 CAPABILITY = {
     "bind": "CAP_NET_BIND_SERVICE for a port below 1024",
@@ -86,6 +91,8 @@ def killed(number: int, details: dict[str, Any]) -> SpawnError:
     if number == 31:  # noqa: PLR2004 - SIGSYS, on both architectures
         hint = f"the seccomp filter does not allow {details['syscall']}, which follows it"
     message = f"the child was killed by signal {number} before its exec"
+    if not number:
+        message = "the child ended before its exec; as SIGCHLD is ignored, how is not known"
     return spawn_error(errno.ECHILD, message, **details, signal=number, hint=hint)
 
 
@@ -108,11 +115,9 @@ def clone_hint(number: int, flags: int) -> str:
         return 'new namespaces need CAP_SYS_ADMIN; add "user" to namespaces to have it inside'
     if number == errno.ENOSPC and flags & lib.CLONE_NEWUSER:
         return "the limit of nested or of user namespaces is reached (user.max_user_namespaces)"
-    if number == errno.EAGAIN:
-        return "RLIMIT_NPROC or the pids limit of the cgroup is reached"
     if number == errno.EBUSY and flags & lib.CLONE_INTO_CGROUP:
         return "the group has domain controllers enabled for its children; use one of those"
-    return ""
+    return SHORTAGES.get(number, "")
 
 
 def user_namespace_hint() -> str:

@@ -43,6 +43,14 @@ CALL, MOVE, NOWHERE = lib.CK_CALL, lib.CK_MOVE, lib.CK_NOWHERE
 MOST_REGISTERS = NOWHERE
 
 
+def within_word(value: int) -> int:
+    """An operand's 64 bits, for a number that fits."""
+    if not -(1 << 63) <= value <= WORD:
+        msg = f"{value} does not fit into the 64 bits of an operand"
+        raise DeclarationError(msg)
+    return value & WORD
+
+
 class Slot:
     """A named register of the program: `$name` where it is shown.
 
@@ -113,24 +121,24 @@ class Vector:
     same from spawn to spawn.
     """
 
-    __slots__ = ("_at", "_packed", "strings")
+    __slots__ = ("_known", "strings")
 
     def __init__(self, strings: Sequence[bytes]) -> None:
         self.strings = strings
-        self._at = -1
-        self._packed = b""
+        self._known = -1, b""  # one value: another thread may replace it meanwhile
 
     def packed_at(self, at: int) -> bytes:
         """The strings, then the array with their offsets, for a place in the image."""
-        if at != self._at:
+        known = self._known
+        if at != known[0]:
             offsets = list(accumulate(map(len, self.strings), initial=at))
             block = b"".join(self.strings)
             offsets[-1] = 0
-            self._packed = b"%b%b%b" % (
+            known = at, b"%b%b%b" % (
                 block, bytes(-len(block) % 8), struct.pack(f"<{len(offsets)}Q", *offsets),
             )  # fmt: skip
-            self._at = at
-        return self._packed
+            self._known = known
+        return known[1]
 
 
 class Scratch:
@@ -350,7 +358,10 @@ class Assembler:
             return SCRATCH, self.place(value)  # type: ignore[arg-type]
         if kind is Place:
             return SCRATCH, self.place(value.scratch) + value.offset  # type: ignore[attr-defined]
-        return IMMEDIATE, int(value) & WORD  # type: ignore[call-overload]
+        if not isinstance(value, int):
+            msg = f"{value!r} cannot be an operand of a system call; give an int, bytes or a Slot"
+            raise DeclarationError(msg)
+        return IMMEDIATE, within_word(value)
 
     def emit(self, record: Call | Move, step: int) -> None:
         """Append one record that belongs to this step."""
@@ -368,7 +379,7 @@ class Assembler:
             tolerated = expected = 0
         for n, value in enumerate(operands):
             if type(value) is int:
-                values[n] = value & WORD
+                values[n] = value if 0 <= value <= WORD else within_word(value)
             else:
                 kind, values[n] = self.operand(value)
                 kinds |= kind << 16 + 8 * n

@@ -50,6 +50,10 @@ def run(
         cycles = lib.ck_read_cycles(start)
     try:
         lib.ck_spawn(program.struct, inputs, stamps, outcome)
+    except BaseException:  # a signal's handler raised: signals waited for the call to come back
+        if outcome.pid and outcome.stage == lib.CK_SPAWNED:
+            made(outcome.pid, outcome.pidfd, ()).__exit__(None, None, None)
+        raise
     finally:
         if parent >= 0:
             os.close(parent)

@@ -24,7 +24,7 @@ REFUSED_CALLS: dict[str, str] = {
             "shmdt", "map_shadow_stack", "io_setup", "io_destroy", "userfaultfd", "uselib",
             "modify_ldt", "move_pages", "migrate_pages", "set_mempolicy_home_node",
             "set_robust_list", "set_tid_address", "rseq", "arch_prctl", "process_vm_writev",
-            "process_mrelease",
+            "process_mrelease", "io_uring_setup", "io_uring_enter", "io_uring_register",
         ),
         _MEMORY,
     ),
@@ -55,9 +55,17 @@ REFUSED_PRCTL: dict[int, str] = {
         ),
         _SETTING,
     ),
+    lib.PR_SET_SHADOW_STACK_STATUS: _MEMORY,
+    lib.PR_LOCK_SHADOW_STACK_STATUS: _MEMORY,
+    lib.PR_SET_PTRACER: "whom it names could trace the child, and so our memory, before the exec",
     lib.PR_SET_MM: _MEMORY,
     lib.PR_SET_VMA: _MEMORY,
 }  # fmt: skip
+
+#: keyctl operations that are refused, each with the reason.
+REFUSED_KEYCTL: dict[int, str] = {
+    lib.KEYCTL_SESSION_TO_PARENT: "it changes the session keyring of the parent",
+}
 
 #: Files under /proc/PID of a process's own that reach the shared memory, each with the reason.
 REFUSED_FILES: dict[bytes, str] = {

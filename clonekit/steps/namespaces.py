@@ -31,7 +31,6 @@ FLAGS: dict[str, int] = {
 #: What the OCI runtime specification calls the same.
 OCI_NAMES = {"mount": "mnt", "network": "net"}
 CLOCKS = ("monotonic", "boottime")
-NS_GET_NSTYPE = 0xB703
 NOT_JOINED = {
     lib.CLONE_NEWPID: (
         "setns moves only later children into a PID namespace: the program itself would stay "
@@ -106,13 +105,22 @@ def enter_cgroup(group: str | os.PathLike[str] | object) -> Records:
 class OwnedFd:
     """A descriptor that closes with the program that needs it."""
 
-    __slots__ = ("fd",)
+    __slots__ = ("_file", "fd")
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
+        self._file = self._identity()
+
+    def _identity(self) -> tuple[int, int]:
+        status = os.fstat(self.fd)
+        return status.st_dev, status.st_ino
 
     def __del__(self) -> None:
-        os.close(self.fd)
+        try:
+            if self._identity() == self._file:  # else the number is another's by now
+                os.close(self.fd)
+        except OSError:
+            pass
 
 
 def id_map(value: int | tuple[int, int], current: int) -> bytes:
@@ -154,7 +162,7 @@ def map_gid(inside: int | tuple[int, int]) -> Records:
 def kind_of(fd: int) -> int:
     """The flag of the namespace that a descriptor of /proc/PID/ns is for; 0 for a pidfd."""
     try:
-        return fcntl.ioctl(fd, NS_GET_NSTYPE)
+        return fcntl.ioctl(fd, lib.NS_GET_NSTYPE)
     except OSError:
         return 0
 

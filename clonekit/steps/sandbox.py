@@ -6,7 +6,7 @@ import struct
 
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import NUMBERS, lib
-from clonekit.linux.shared_memory import REFUSED_CALLS, REFUSED_PRCTL
+from clonekit.linux.shared_memory import REFUSED_CALLS, REFUSED_KEYCTL, REFUSED_PRCTL
 from clonekit.records import Call, Data, Fd, Slot
 from clonekit.steps.step import Option, step
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 INSTRUCTION_SIZE = 8
 MOST_INSTRUCTIONS = 4096
+C_INT = 0xFFFFFFFF  # prctl's option and keyctl's operation: the kernel does not see more
 
 
 @step(phase="landlock", field="landlock")
@@ -85,7 +86,7 @@ def set_attribute(option: int | str, *arguments: Operand) -> Records:
             msg = f"prctl: {option!r} is no option known here; give its number"
             raise DeclarationError(msg)
     else:
-        number = int(option)
+        number = int(option) & C_INT
     if number in REFUSED_PRCTL:
         msg = f"prctl: option {option}: {REFUSED_PRCTL[number]}"
         raise DeclarationError(msg)
@@ -111,6 +112,9 @@ def system_call(
     """
     from clonekit.linux.abi import name_of
 
+    if isinstance(name, int) and not 0 <= name < 1 << 31:
+        msg = f"{name} cannot be the number of a system call"
+        raise DeclarationError(msg)
     known = name_of(name) if isinstance(name, int) else name
     if isinstance(name, str) and name not in NUMBERS:
         msg = f"{name!r} is no system call of this machine; give its number"
@@ -118,9 +122,15 @@ def system_call(
     if known in REFUSED_CALLS:
         msg = f"{known}: {REFUSED_CALLS[known]}"
         raise DeclarationError(msg)
-    if known == "prctl" and operands[:1] and operands[0] in REFUSED_PRCTL:
-        msg = f"prctl: option {operands[0]}: {REFUSED_PRCTL[operands[0]]}"  # type: ignore[index]
-        raise DeclarationError(msg)
+    if known in {"prctl", "keyctl"} and operands:
+        refused = REFUSED_PRCTL if known == "prctl" else REFUSED_KEYCTL
+        if not isinstance(operands[0], int):
+            msg = f"{known}: what it does must be known before the spawn; give its number"
+            raise DeclarationError(msg)
+        reason = refused.get(operands[0] & C_INT)
+        if reason:
+            msg = f"{known}: {operands[0]}: {reason}"
+            raise DeclarationError(msg)
     if len(operands) > 6:  # noqa: PLR2004 - the kernel's own limit
         msg = f"{known}: a system call has at most 6 operands, not {len(operands)}"
         raise DeclarationError(msg)
