@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from itertools import takewhile
 
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import NUMBERS, call, ffi, lib
@@ -301,7 +302,7 @@ def untraceable() -> Call:
 
 def dumps_end_all(release: str) -> bool:
     """Before Linux 5.16 a core dump of the child ends every process that shares its memory: us."""
-    major, minor = (int("".join(filter(str.isdigit, part))) for part in release.split(".")[:2])
+    major, minor = (int("".join(takewhile(str.isdigit, part))) for part in release.split(".")[:2])
     return (major, minor) < (5, 16)
 
 
