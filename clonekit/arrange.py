@@ -17,13 +17,14 @@ from clonekit.records import Call, Clone, Fd, Move, Slot
 from clonekit.steps.descriptors import INHERIT, own_table, place_descriptors, targets_of
 from clonekit.steps.execute import execute
 from clonekit.steps.signals import clear_handlers, set_signal_mask
+from clonekit.steps.step import Step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from clonekit.records import Record
-    from clonekit.steps.step import Kind, Step
+    from clonekit.steps.step import Kind
 
 #: The slot for the first descriptor that no step uses, where slots decide it.
 ABOVE = Slot(".above")
@@ -231,6 +232,7 @@ def cgroup_slot(fd: Fd) -> Slot:
 
 def completed(steps: list[Step], *, has_clone3: bool) -> list[Step]:
     """The caller's steps with those that every program has."""
+    refuse_others(steps)
     kinds = [step.kind for step in steps]
     if kinds.count(EXECUTE) != 1 or kinds[-1] is not EXECUTE:
         msg = "a program ends with one execute(argv) step; put it last"
@@ -258,6 +260,14 @@ def completed(steps: list[Step], *, has_clone3: bool) -> list[Step]:
         msg = f"{len(first) + len(steps)} steps are too many; a program has at most {MOST_STEPS}"
         raise DeclarationError(msg)
     return first + steps
+
+
+def refuse_others(steps: Sequence[object]) -> None:
+    """A program is made of steps alone."""
+    for step in steps:
+        if not isinstance(step, Step):
+            msg = f"{step!r} is no step; make one with a function of clonekit.steps"
+            raise DeclarationError(msg)
 
 
 def open_stdio() -> dict[int, int]:

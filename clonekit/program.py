@@ -22,6 +22,7 @@ from clonekit.records import (
     Fd,
 )
 from clonekit.steps.execute import execute, packed
+from clonekit.steps.step import WRONG_TYPES
 from clonekit.vforked import run
 
 TYPE_CHECKING = False
@@ -157,10 +158,14 @@ class Program:
         """The program of a setup and an exec by path: what `__init__` makes, by a shorter way."""
         program = cls.__new__(cls)
         program._last = (argv, executable, env)  # noqa: SLF001 - our own
+        try:
+            records, image, pointers = packed(
+                setup.records, setup.image, setup.pointers, len(setup.steps), argv, executable, env
+            )
+        except WRONG_TYPES:
+            list(execute(argv, executable=executable, env=env).records())  # says what is wrong
+            raise
         program.argv = tuple(argv)
-        records, image, pointers = packed(
-            setup.records, setup.image, setup.pointers, len(setup.steps), argv, executable, env
-        )
         program._link(setup, records, image, pointers)  # noqa: SLF001 - our own
         return program
 

@@ -31,8 +31,9 @@ OF_EXEC = ("executable", "env")
 #: Fields whose steps depend on their values alone, not on our ids, files or descriptors.
 LASTING = {name for name, kinds in FIELDS.items() if all(kind.lasting for kind in kinds)}
 MOST_KNOWN = 64
-#: By `Spec._key`: a setup, and the last program of it with what that was made from.
-_known: dict[tuple[object, ...], tuple[Setup, tuple[object, ...] | None, Program]] = {}
+MOST_PROGRAMS = 16
+#: By `Spec._key`: a setup, and its last programs by argv, path and environment.
+_known: dict[tuple[object, ...], tuple[Setup, dict[tuple[object, ...], Program]]] = {}
 RANK = {phase: rank for rank, phase in enumerate(PHASES)}
 ORDER = {name: order for order, name in enumerate(KINDS)}
 
@@ -75,7 +76,7 @@ class Spec:
             for kind in FIELDS.get(name, ()):
                 steps += kind.of_field(value)
         steps.sort(key=place)
-        steps += fields.get("steps", ())
+        steps += own_steps(fields.get("steps", ()))
         steps.sort(key=lambda step: RANK[step.kind.phase])
         of_exec = {name: fields[name] for name in OF_EXEC if name in fields}
         return [*steps, execute(self.argv, **of_exec)]
@@ -83,7 +84,7 @@ class Spec:
     def program(self) -> Program:
         """Compile it.
 
-        Equal declarations share what does not depend on argv, and one after the other the whole.
+        Equal declarations share what does not depend on argv; the last ones are remembered whole.
 
         Raises: DeclarationError; OSError where `check` finds that the file may not be executed.
         """
@@ -101,17 +102,20 @@ class Spec:
             if len(_known) >= MOST_KNOWN:
                 _known.clear()
             program = Program(self.steps())
-            _known[key] = program.setup, None, program
+            _known[key] = program.setup, {}
             return program
-        setup, words, program = known
-        if env is None and type(self.argv) is list:
-            now = (*self.argv, executable, environment(None))
-            if now == words:
-                return program
-            program = Program.after(setup, self.argv, executable, env)
-            _known[key] = setup, now, program
-            return program
-        return Program.after(setup, self.argv, executable, env)
+        setup, programs = known
+        plain = type(self.argv) is list and all(type(text) is str for text in self.argv)
+        if env is not None or not plain:
+            return Program.after(setup, self.argv, executable, env)
+        words = (*self.argv, executable, environment(None))
+        same = programs.get(words)
+        if same is None:
+            same = Program.after(setup, self.argv, executable, env)
+            if len(programs) >= MOST_PROGRAMS:
+                programs.clear()
+            programs[words] = same
+        return same
 
     def _key(self) -> tuple[object, ...] | None:
         """What the compiled setup depends on, if it depends on values alone."""
@@ -156,6 +160,14 @@ def freeze(value: object) -> object:
     if kind is dict:
         return freeze([part for item in value.items() for part in item])  # type: ignore[attr-defined]
     return None
+
+
+def own_steps(steps: Any) -> list[Step]:
+    """The field `steps`, checked."""
+    if isinstance(steps, list | tuple) and all(isinstance(step, Step) for step in steps):
+        return list(steps)
+    msg = f"steps is {steps!r}; give a list of steps, as [write_file(path, data)]"
+    raise DeclarationError(msg)
 
 
 def place(step: Step) -> tuple[int, int]:

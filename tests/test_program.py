@@ -209,3 +209,78 @@ def test_phases_order_a_spec_whatever_its_fields_order() -> None:
     turned = dict(reversed(fields.items()))
     steps = [str(step) for step in Spec(["true"], **fields).steps()]
     assert steps == [str(step) for step in Spec(["true"], **turned).steps()]
+
+
+WRONG: list[dict[str, object]] = [
+    {"env": {1: 2}},
+    {"env": 5},
+    {"nice": "x"},
+    {"rlimits": "x"},
+    {"rlimits": {"nofile": "x"}},
+    {"rlimits": {"nofile": -5}},
+    {"rlimits": {"nofiles": 5}},
+    {"uid": "no such user"},
+    {"uid": -1},
+    {"uid": 1.5},
+    {"fds": [1]},
+    {"fds": {"a": 1}},
+    {"fds": {-1: 1}},
+    {"fds": {0: "x"}},
+    {"cwd": 5.5},
+    {"cwd": ""},
+    {"umask": "022"},
+    {"namespaces": 5},
+    {"namespaces": ["nope"]},
+    {"hostname": 5},
+    {"hostname": "a\0b"},
+    {"affinity": ["x"]},
+    {"timer_slack_ns": 1 << 70},
+    {"pdeathsig": "NOPE"},
+    {"sigmask": 5},
+    {"seccomp": b"123"},
+    {"capabilities": {"bounding": ["zz"]}},
+    {"groups": 5},
+    {"steps": 5},
+    {"steps": [5]},
+    {"landlock": "x"},
+    {"prctl": 5},
+    {"time_offsets": 5},
+    {"write_files": {"x": "str"}},
+    {"executable": 5.5},
+    {"executable": 1 << 20},
+    {"scheduler": ("fifo",)},
+    {"join": ["x"]},
+    {"cgroup": "/no/such/group"},
+    {"oom_score_adj": "1"},
+    {"mempolicy": ("bind", ["a"])},
+    {"setsid": 5},
+    {"no_new_privs": "yes"},
+    {"keyring": 5},
+    {"nises": 5},
+]
+
+
+@pytest.mark.parametrize("fields", WRONG, ids=str)
+def test_a_value_of_the_wrong_kind_is_refused_before_anything_is_made(
+    fields: dict[str, object],
+) -> None:
+    for _ in range(2):  # the second time by the short way, where there is one
+        with pytest.raises(DeclarationError):
+            clonekit.spawn(["true"], **fields)
+
+
+@pytest.mark.parametrize("argv", ["ls", b"ls", [], None, 5, ["ls", 3], [["ls"]], ["l\0s"], [""]])
+def test_an_argv_of_the_wrong_kind_is_refused_before_anything_is_made(argv: object) -> None:
+    clonekit.spawn(["true"]).wait()
+    for _ in range(2):
+        with pytest.raises(DeclarationError):
+            clonekit.spawn(argv)  # type: ignore[arg-type]
+
+
+def test_letters_are_not_taken_for_an_argv_that_was_seen() -> None:
+    for _ in range(2):
+        assert clonekit.spawn(["true", "x"]).wait().status == 0
+    with pytest.raises(FileNotFoundError):
+        clonekit.spawn(["l", "s"])
+    with pytest.raises(DeclarationError):
+        clonekit.spawn("ls")

@@ -6,6 +6,10 @@ and its help, the line that `explain` prints and the row in the reference table.
 
 from __future__ import annotations
 
+import struct
+
+from clonekit.errors import DeclarationError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -15,6 +19,8 @@ if TYPE_CHECKING:
 
     P = ParamSpec("P")
 
+#: What Python raises where a value is of the wrong kind.
+WRONG_TYPES = (TypeError, AttributeError, ArithmeticError, LookupError, ValueError, struct.error)
 #: Every step, by name, in the order of definition.
 KINDS: dict[str, Kind] = {}
 
@@ -82,7 +88,11 @@ class Kind:
     def of_field(self, value: Any) -> Iterable[Step]:
         """The steps that a declaration's value of this field stands for."""
         if self.each is not None:
-            return [Step(self, arguments, {}) for arguments in self.each(value)]
+            try:
+                return [Step(self, arguments, {}) for arguments in self.each(value)]
+            except WRONG_TYPES as error:
+                what = f"{self.field}={readable(value)}"
+                raise not_taken(what, self, error) from error
         if value is True:
             return [Step(self, (), {})]
         return [] if value is False else [Step(self, (value,), {})]
@@ -104,15 +114,32 @@ class Step:
         return self.kind.phase
 
     def records(self) -> Records:
-        """The system calls that it stands for."""
-        return self.kind.function(*self.arguments, **self.keywords)
+        """The system calls that it stands for.
+
+        Raises: DeclarationError for arguments that they cannot be made of.
+        """
+        try:
+            yield from self.kind.function(*self.arguments, **self.keywords)
+        except WRONG_TYPES as error:
+            raise not_taken(repr(self), self.kind, error) from error
 
     def __repr__(self) -> str:
         inside = [readable(value) for value in self.arguments]
         for key, value in self.keywords.items():
-            hidden = key == "env" and value is not None  # its values may be secrets
+            hidden = key == "env" and hasattr(value, "items")  # its values may be secrets
             inside.append(f"{key}={f'<{len(value)} variables>' if hidden else readable(value)}")
         return f"{self.kind.name}({', '.join(inside)})"
+
+
+def not_taken(what: str, kind: Kind, error: Exception) -> DeclarationError:
+    """What a value is, and what the step takes instead."""
+    if isinstance(error, DeclarationError):
+        return error
+    import inspect
+
+    takes = str(inspect.signature(kind.function)).partition(" -> ")[0].replace("'", "")
+    msg = f"{what}: {error}; write {kind.name}{takes}"
+    return DeclarationError(msg)
 
 
 def readable(value: object) -> str:
