@@ -139,6 +139,10 @@ def user_namespace_hint() -> str:
 def hint_for(number: int, entry: dict[str, Any], program: Program) -> str:
     """Why a step's call was refused, where the cause is known."""
     syscall = entry.get("syscall", "")
+    if entry["phase"] in ("mask", "exec") and any(
+        step.phase == "seccomp" for step in program.steps
+    ):
+        return f"perhaps the seccomp filter, which comes before it, does not allow {syscall}"
     if number == errno.ENOSYS and syscall in FIRST_KERNEL:
         return f"{syscall} needs Linux {FIRST_KERNEL[syscall]}, or is refused by a seccomp filter"
     if syscall in ("execve", "execveat"):

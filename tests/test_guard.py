@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import struct
 import threading
 from itertools import count
 from typing import TYPE_CHECKING
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 from step_cases import apart
 
-from clonekit import DeclarationError, Fd, Program, Slot, Spec
+from clonekit import DeclarationError, Fd, Program, Slot, SpawnError, Spec, spawn
 from clonekit.arrange import dumps_end_all
 from clonekit.linux.abi import call, lib
 from clonekit.steps import (
@@ -171,3 +173,20 @@ def test_the_same_declaration_again_is_the_same_program_until_something_changes(
     monkeypatch.setenv("CLONEKIT_TEST", "1")
     changed = Spec(["true"], umask=0o22).program().explain()[-1]["args"]
     assert "CLONEKIT_TEST=1" in changed[2]  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (lib.SECCOMP_RET_ERRNO | errno.EPERM, errno.EPERM),
+        (lib.SECCOMP_RET_KILL_PROCESS, errno.ECHILD),
+    ],
+)
+def test_a_filter_that_allows_nothing_holds_nobody(answer: int, error: int) -> None:
+    everything = struct.pack("=HBBI", 6, 0, 0, answer)
+    with pytest.raises(SpawnError, match="set_signal_mask") as caught:
+        spawn(["true"], no_new_privs=True, seccomp=everything)
+    assert caught.value.errno == error
+    assert "filter" in caught.value.hint
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
