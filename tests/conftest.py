@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,6 +72,11 @@ def need() -> object:
 
     return ask
 
+
+# Whoever ran the suite in the background may have had these ignored, and so would every program.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for _number in (signal.SIGHUP, signal.SIGQUIT):
+    signal.signal(_number, signal.SIG_DFL)
 
 #: The true standard error, which the capture of a test's output does not take away.
 STDERR = os.dup(2)
