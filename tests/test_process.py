@@ -115,7 +115,12 @@ def test_handlers_run_while_we_wait() -> None:
     seen = []
     earlier = signal.signal(signal.SIGUSR1, lambda number, _: (seen.append(number), process.kill()))
     try:
-        with spawn(["sh", "-c", f"kill -USR1 {os.getpid()}; exec sleep 1000"]) as process:
+        reader, writer = os.pipe()  # the program may tell us only when the handler has a handle
+        told = f"read line; kill -USR1 {os.getpid()}; exec sleep 1000"
+        with spawn(["sh", "-c", told], fds={0: reader, 2: 2}) as process:
+            os.close(reader)
+            os.write(writer, b"\n")
+            os.close(writer)
             assert process.wait().signal == signal.SIGKILL
     finally:
         signal.signal(signal.SIGUSR1, earlier)
