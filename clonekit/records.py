@@ -88,7 +88,11 @@ class Fd:
             if fileno is None:
                 msg = f"{of!r} is not a descriptor; give a number, an open file or a Slot"
                 raise DeclarationError(msg)
-            of = fileno()
+            try:
+                of = fileno()
+            except ValueError:
+                msg = f"{of!r} is closed; give an open file"
+                raise DeclarationError(msg) from None
         if not isinstance(of, Slot) and (type(of) is bool or not 0 <= int(of) < MOST_FDS):  # type: ignore[call-overload]
             msg = f"{of!r} is not a descriptor; give a number from 0 up"
             raise DeclarationError(msg)

@@ -7,7 +7,7 @@ from clonekit.errors import DeclarationError
 from clonekit.linux.abi import lib
 from clonekit.phases import PHASES
 from clonekit.program import Program
-from clonekit.steps.execute import environment, execute
+from clonekit.steps.execute import arguments, environment, execute
 from clonekit.steps.signals import PYTHON_IGNORES
 from clonekit.steps.step import KINDS, Step
 
@@ -71,6 +71,7 @@ class Spec:
     def steps(self) -> list[Step]:
         """The declaration as steps, in the order of the phases."""
         fields = self.fields
+        refuse_names_of_the_machine(fields)
         steps: list[Step] = []
         for name, value in with_defaults(fields).items():
             for kind in FIELDS.get(name, ()):
@@ -93,6 +94,7 @@ class Spec:
         if fields.get("check"):
             from clonekit.linux.execution import check_executable
 
+            arguments(self.argv)
             check_executable(self.argv[0], executable, env)
         key = self._key()
         if key is None:
@@ -188,6 +190,17 @@ def with_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
     ):
         fields["groups"] = ()
     return fields
+
+
+def refuse_names_of_the_machine(fields: Mapping[str, Any]) -> None:
+    """Without a UTS namespace, root would name the whole machine."""
+    names = fields.get("namespaces", ())
+    if "uts" in (names if isinstance(names, list | tuple | set | frozenset) else [names]):
+        return
+    for field in ("hostname", "domainname"):
+        if field in fields and "join" not in fields:
+            msg = f'{field} would be that of the whole machine; add "uts" to namespaces'
+            raise DeclarationError(msg)
 
 
 def denies_groups(fields: Mapping[str, Any]) -> bool:

@@ -257,6 +257,13 @@ WRONG: list[dict[str, object]] = [
     {"no_new_privs": "yes"},
     {"keyring": 5},
     {"nises": 5},
+    {"hostname": "whole-machine"},
+    {"domainname": "whole-machine"},
+    {"hostname": "whole-machine", "namespaces": ["net"]},
+    {"env": ["SECRET=1"]},
+    {"no_new_privs": 1},
+    {"cwd": True},
+    {"fds": True},
 ]
 
 

@@ -36,11 +36,18 @@ def arguments(argv: Sequence[Text]) -> Vector:
     if type(argv) is not list and isinstance(argv, str | bytes | os.PathLike):
         msg = f"argv is {argv!r}; give a list of arguments, as [{argv!r}]"
         raise DeclarationError(msg)
-    strings = [
-        (text.encode(ENCODING, "surrogateescape") if type(text) is str else os.fsencode(text))
-        + b"\0"
-        for text in argv
-    ]
+    if type(argv) is not list and type(argv) is not tuple:
+        msg = f"argv is {argv!r}; give a list of arguments, as ['ls', '-l']"
+        raise DeclarationError(msg)
+    try:
+        strings = [
+            (text.encode(ENCODING, "surrogateescape") if type(text) is str else os.fsencode(text))
+            + b"\0"
+            for text in argv
+        ]
+    except TypeError:
+        msg = f"argv is {list(argv)!r}; each argument is a str, bytes or a path"
+        raise DeclarationError(msg) from None
     if not strings:
         msg = "argv is empty; its first element is the program's name"
         raise DeclarationError(msg)
@@ -67,13 +74,20 @@ def environment(env: Mapping[Text, Text] | None) -> Vector:
             vector = Vector([b"%b=%b\0" % item for item in known.items()])
             _ours = known, vector
         return vector
+    if not hasattr(env, "items"):
+        msg = f"env is a {type(env).__name__}; give a mapping of names to values"
+        raise DeclarationError(msg)
     strings = []
     for key, value in env.items():
-        name = encode(key)
+        try:
+            name, text = encode(key), encode(value)
+        except TypeError:
+            msg = f"env: {key!r}: a name and its value are str or bytes, not {type(value).__name__}"
+            raise DeclarationError(msg) from None
         if b"=" in name or not name:
             msg = f"env: {key!r} cannot be a variable's name; it is empty or holds '='"
             raise DeclarationError(msg)
-        strings.append(b"%b=%b\0" % (name, encode(value)))
+        strings.append(b"%b=%b\0" % (name, text))
     if b"".join(strings).count(b"\0") != len(strings):
         msg = "env holds a NUL byte; a C string ends there, so remove it"
         raise DeclarationError(msg)

@@ -93,9 +93,18 @@ class Kind:
             except WRONG_TYPES as error:
                 what = f"{self.field}={readable(value)}"
                 raise not_taken(what, self, error) from error
+        if value is False:
+            return []
+        code = self.function.__code__
         if value is True:
+            if code.co_argcount > len(self.function.__defaults__ or ()):
+                msg = f"{self.field} is True; give a value: help(clonekit.steps.{self.name})"
+                raise DeclarationError(msg)
             return [Step(self, (), {})]
-        return [] if value is False else [Step(self, (value,), {})]
+        if not code.co_argcount:
+            msg = f"{self.field} is {value!r}; write True or False"
+            raise DeclarationError(msg)
+        return [Step(self, (value,), {})]
 
 
 class Step:
@@ -126,8 +135,9 @@ class Step:
     def __repr__(self) -> str:
         inside = [readable(value) for value in self.arguments]
         for key, value in self.keywords.items():
-            hidden = key == "env" and hasattr(value, "items")  # its values may be secrets
-            inside.append(f"{key}={f'<{len(value)} variables>' if hidden else readable(value)}")
+            hidden = key == "env" and value is not None  # its values may be secrets
+            count = f"{len(value)} variables" if hasattr(value, "items") else type(value).__name__
+            inside.append(f"{key}={f'<{count}>' if hidden else readable(value)}")
         return f"{self.kind.name}({', '.join(inside)})"
 
 
