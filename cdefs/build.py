@@ -28,6 +28,7 @@ INCLUDES = """
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
+#include <sys/ptrace.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -54,8 +55,8 @@ INCLUDES = """
 # Every integer macro that begins so becomes an attribute of `lib`.
 PREFIXES = """
 _LINUX_CAPABILITY_VERSION_ AF_ AT_ CAP_ CLD_ CLONE_ CLOSE_RANGE_ F_ FD_ FUTEX_ IOPRIO_ KEYCTL_
-KEY_SPEC_ LANDLOCK_ MFD_ MPOL_ MSG_ MS_ NS_GET_ O_ PIDFD_ POLL PRIO_ PR_ RESOLVE_ RLIMIT_ SA_ SCHED_
-SECBIT_ SECCOMP_ SHUT_ SIG SOCK_ SOL_ SO_ TIOCSCTTY TIOCNOTTY TIOCSPGRP TIOCSTI W
+KEY_SPEC_ LANDLOCK_ MAP_ MFD_ MPOL_ MSG_ MS_ NS_GET_ O_ PIDFD_ POLL PRIO_ PROT_ PR_ PTRACE_ RESOLVE_
+RLIMIT_ SA_ SCHED_ SECBIT_ SECCOMP_ SHUT_ SIG SOCK_ SOL_ SO_ TIOCSCTTY TIOCNOTTY TIOCSPGRP TIOCSTI W
 """
 
 # Integer constants that are enumerators, not macros.
@@ -69,7 +70,7 @@ PER_LINUX PER_LINUX32
 
 # Macros that begin right but are no integers, or not this machine's.
 NOT_INTEGERS = re.compile(
-    r"^(RLIMIT_OFILE|SIGCLD|SIGIOT|SIGPOLL|SIG_(DFL|IGN|ERR|HOLD)|SIGRT(MIN|MAX)|SIGSTKSZ|MINSIGSTKSZ|WCOREFLAG|SECBIT.*_MASK"
+    r"^(MAP_FAILED|RLIMIT_OFILE|SIGCLD|SIGIOT|SIGPOLL|SIG_(DFL|IGN|ERR|HOLD)|SIGRT(MIN|MAX)|SIGSTKSZ|MINSIGSTKSZ|WCOREFLAG|SECBIT.*_MASK"
     r"|W[A-Z]+_MASK|SCHED_ATTR_.*|.*_H|SECCOMP_IOCTL_.*|W(CHAR|INT)_.*|WORDSIZE.*)$"
 )
 
@@ -130,6 +131,8 @@ def system_calls(names: list[str]) -> str:
     )
 
 
+#: The parent's side, file by file.
+SOURCES = ("parent", "guard", "driven", "traced", "link", "calls")
 NAMES = macros()
 CONSTANTS = sorted(
     {
@@ -152,7 +155,7 @@ ffibuilder.set_source(
     + '#include "arch.h"\n#include "parent.h"\n'
     + (HERE / "fork.c").read_text()
     + system_calls(NAMES),
-    sources=["cdefs/parent.c"],
+    sources=[f"cdefs/{name}.c" for name in SOURCES],
     include_dirs=["cdefs"],
     depends=[
         f"cdefs/{path.relative_to(HERE)}"

@@ -1,9 +1,9 @@
 /* The child's whole code, from clone to exec.
  *
  * It runs in a process that shares the memory of the one that made it, on the thread
- * pointer of a thread that waits, beside other threads that do not. It knows no kernel
- * feature by name: a program is records, a record is a system call. This file is built
- * freestanding and its object is inspected by the tests. The hazards, and what answers each:
+ * pointer of a thread that waits or goes its own way, beside other threads that do too. It knows
+ * no kernel feature by name: a program is records, a record is a system call (run.h). This file is
+ * built freestanding and its object is inspected by the tests. The hazards, and what answers each:
  *
  * H1  libc here would use the parent thread's errno, locks and cached ids.
  *     No libc: system calls are made by one inline instruction.
@@ -11,7 +11,7 @@
  *     Built with flags that forbid it; the object may have no undefined symbol.
  * H3  A write anywhere but to this spawn's own frame is a write into the parent.
  *     The only stores are to registers, scratch, report and trace, all in the frame, and
- *     to the child's own stack; the parent has checked every offset (parent.c).
+ *     to the child's own stack; the parent has checked every offset (link.c).
  * H4  A signal handler would run the parent's code on the parent's data.
  *     All signals are blocked before the clone, and no disposition is a handler before the
  *     last record lifts the block.
@@ -19,15 +19,23 @@
  *     The report names the record before each call is made, so the parent can tell.
  * H6  Until the descriptor table is the child's own, closing closes for the parent.
  *     The first record of a program that shares the table is close_range with
- *     CLOSE_RANGE_UNSHARE; program.py puts it there and nothing can come before it.
+ *     CLOSE_RANGE_UNSHARE; arrange.py puts it there and nothing can come before it.
  * H7  A child of lesser credentials that shares our memory can be traced into it.
- *     Memory is made untraceable by a record before the first such change (program.py), or by
- *     the parent before the clone, and only the parent undoes it, after exec (parent.c).
+ *     Memory is made untraceable by a record before the first such change (arrange.py), or by
+ *     the parent before the clone, and only the parent undoes it, after exec (guard.c). A child
+ *     that waits for orders never has lesser credentials (orders.py).
  * H8  An interrupted call may or may not have been carried out.
  *     EINTR is retried only where the record says that it may be.
  * H9  Returning from here would run on a stack that has no caller, and a filter that the program
  *     has installed may refuse exit_group itself.
  *     The last thing is exit_group, then an instruction that no process survives.
+ * H10 The parent reads the frame and writes the next order as soon as the state says that this one
+ *     is done.
+ *     Nothing of the frame is read between that store and the next order but what never changes.
+ * H11 A parent that dies leaves a child that waits for ever on its memory.
+ *     A program that does not hold its parent begins with a parent-death signal, and sees whether
+ *     the parent lives after that (arrange.py). A child that waits looks for itself, too, once a
+ *     second: a start that failed has lost the signal.
  */
 #include <stddef.h>
 #include <stdint.h>
@@ -37,115 +45,86 @@
 #define CK_CHILD
 #include "arch.h"
 #include "record.h"
+#include "run.h"
 
-enum { EINTR_ = 4, LAST_ERRNO = 4095, EXIT_STATUS = 127 };
+enum { EXIT_STATUS = 127, FUTEX_WAIT_PRIVATE_ = 128, FUTEX_WAKE_ = 1, ETIMEDOUT_ = 110 };
 
 __attribute__((visibility("hidden"), noreturn)) void ck_child(struct ck_frame *frame);
 
-static inline long
-operand(const struct ck_frame *frame, const struct ck_record *record, unsigned n)
-{
-    uint64_t value = record->operand[n];
-    unsigned kind = record->operand_kind[n];
-
-    if (kind == CK_IMAGE)
-        return (long)(frame->image + value);
-    if (kind == CK_SCRATCH)
-        return (long)(frame->scratch + value);
-    if (kind == CK_REGISTER)
-        return frame->registers[value];
-    return (long)value;
-}
-
 static inline int
-tolerated(const struct ck_record *record, long result)
+make_call(struct ck_frame *frame, const struct ck_record *record, const long *operands, long *result)
 {
-    for (unsigned i = 0; i < CK_TOLERATED && record->tolerated[i]; i++)
-        if (result == -(long)record->tolerated[i])
-            return 1;
+    (void)frame;
+    *result = ck_syscall(record->nr, operands[0], operands[1], operands[2], operands[3],
+                         operands[4], operands[5]);
     return 0;
 }
 
 static inline long
-move(struct ck_frame *frame, const struct ck_record *record)
+load(struct ck_frame *frame, unsigned long address, unsigned width)
 {
-    volatile char *place = (volatile char *)operand(frame, record, 0);
-
-    if (record->result == CK_NOWHERE) {             /* H3: the frame's scratch */
-        long value = operand(frame, record, 1);
-        if (record->nr == 4)
-            *(volatile int32_t *)place = (int32_t)value;
-        else
-            *(volatile int64_t *)place = value;
-        return 0;
-    }
-    return record->nr == 4 ? *(volatile int32_t *)place : *(volatile int64_t *)place;
+    (void)frame;
+    return width == 4 ? *(volatile int32_t *)address : *(volatile int64_t *)address;
 }
 
-static inline long
-call(struct ck_frame *frame, const struct ck_record *record)
+static inline void
+store(struct ck_frame *frame, unsigned long address, unsigned width, long value)
 {
+    (void)frame;
+    if (width == 4)
+        *(volatile int32_t *)address = (int32_t)value;
+    else
+        *(volatile int64_t *)address = value;
+}
+
+/* Say how the order ended: in the cell, to whoever sleeps on it, and by the bell if there is one. */
+static inline void
+tell(struct ck_frame *frame, uint32_t state)
+{
+    const struct ck_record *bell = frame->bell;                    /* H10 */
     long result;
 
-    do {
-        result = ck_syscall(record->nr, operand(frame, record, 0), operand(frame, record, 1),
-                            operand(frame, record, 2), operand(frame, record, 3),
-                            operand(frame, record, 4), operand(frame, record, 5));
-    } while (result == -EINTR_ && (record->flags & CK_RETRY));    /* H8 */
-    return result;
+    __atomic_store_n(&frame->report.state, state, __ATOMIC_RELEASE);
+    ck_syscall(__NR_futex, (long)&frame->report.state, FUTEX_WAKE_, 1, 0, 0, 0);
+    if (bell)
+        call(frame, bell, &result);
 }
 
-/* Run the frame's records in order. Comes back when one has failed, or when the last was
- * run and did not exec: the report then holds the failure that the caller should see. */
-static inline void
-run(struct ck_frame *frame)
+/* Wait until there is an order after this one: a short while awake, then asleep. Where a filter
+ * refuses to let us sleep, awake. 0 when nobody is left to give one. */
+static inline int
+await(struct ck_frame *frame, uint32_t served)
 {
-    uint32_t worst = 0;
-    long kept = 0;
+    const int64_t second[2] = { 1, 0 };
+    long result = 0;
 
-    for (uint32_t i = 0; i < frame->count; i++) {
-        const struct ck_record *record = &frame->records[i];
-        struct ck_stamp *stamp = frame->trace ? &frame->trace[i] : NULL;
-        long result;
-        int failed;
-
-        *(volatile uint32_t *)&frame->report.record = i;          /* H5 */
-        if (stamp)
-            *(volatile uint64_t *)&stamp->before = ck_cycles();
-        result = record->kind == CK_MOVE ? move(frame, record) : call(frame, record);
-        if (stamp) {
-            stamp->after = ck_cycles();
-            stamp->result = result;
-        }
-        if (record->kind == CK_MOVE)
-            failed = 0;
-        else if (record->flags & CK_EXACT)
-            failed = result != record->expected;
-        else
-            failed = result < 0 && result >= -LAST_ERRNO && !tolerated(record, result);
-        if (record->flags & CK_TRY) {
-            /* All candidates are tried; one that is merely absent does not hide another's reason. */
-            if (failed || kept == 0 || tolerated(record, kept)) {
-                kept = result;
-                worst = i;
-            }
-        } else if (failed) {
-            kept = result;
-            worst = i;
-            break;
-        }
-        if (record->result != CK_NOWHERE)
-            frame->registers[record->result] = result;
+    for (uint32_t n = frame->spins; n; n--) {
+        if (__atomic_load_n(&frame->order, __ATOMIC_ACQUIRE) != served)
+            return 1;
+        ck_pause();
     }
-    frame->report.record = worst;
-    frame->report.result = kept;
-    *(volatile uint32_t *)&frame->report.state = CK_FAILED;
+    while (__atomic_load_n(&frame->order, __ATOMIC_ACQUIRE) == served) {
+        if (ck_syscall(__NR_futex, (long)&frame->order, FUTEX_WAIT_PRIVATE_, served, (long)second,
+                       0, 0) == -ETIMEDOUT_ && frame->watch)
+            call(frame, frame->watch, &result);
+        if (result > 0)                                            /* H11 */
+            return 0;
+    }
+    return 1;
 }
 
 void
 ck_child(struct ck_frame *frame)
 {
-    run(frame);
+    for (uint32_t served = 0;; served++) {
+        uint32_t state = run(frame, 0);
+        *(volatile uint32_t *)&frame->report.ended = state;
+        if (!(frame->stays & 1u << state))
+            break;
+        tell(frame, state);
+        if (!await(frame, served))
+            break;
+    }
     ck_syscall(__NR_exit_group, EXIT_STATUS, 0, 0, 0, 0, 0);       /* H9 */
     __builtin_trap();
 }

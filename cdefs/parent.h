@@ -15,6 +15,44 @@ int64_t ck_link(struct ck_program *program, const struct ck_program *setup, cons
 void ck_spawn(const struct ck_program *program, const int64_t *inputs, struct ck_stamp *trace,
               struct ck_outcome *outcome);
 
+/* Make a child that runs a program and does not hold us: 0, or -1 with the reason in the outcome.
+ * All that is given must stay until it is gone. `stays` is of enum ck_stays. */
+int ck_begin(const struct ck_program *program, const int64_t *inputs, struct ck_stamp *trace,
+             uint32_t stays, struct ck_driven *driven, struct ck_outcome *outcome);
+
+/* Wait until it has carried out its order, or is gone; or a signal or some 50 ms have come: its
+ * enum ck_state. */
+uint32_t ck_attend(struct ck_driven *driven, int64_t nanoseconds);
+
+/* Give a child that waits another order: 0, -ENOMEM, or -ESRCH if it has died. */
+int ck_order(struct ck_driven *driven, const struct ck_program *program, const int64_t *inputs,
+             uint32_t stays, const struct ck_record *bell);
+
+/* How the order of a child that waits again has ended. */
+void ck_report(const struct ck_driven *driven, struct ck_outcome *outcome);
+
+/* Say what became of a child that is gone, or with `dead` end it, and free what it had. It has begun
+ * its program, and its pidfd is the outcome's; or it is reaped. */
+void ck_end(struct ck_driven *driven, int dead, struct ck_outcome *outcome);
+
+/* If a child that is to stop at its exec was stopped before, let it go on. */
+void ck_pass_stop(const struct ck_driven *driven);
+
+/* Hold a child that stops at its exec, when it has: 0 or -errno. All its signals are blocked. */
+int ck_hold(struct ck_traced *traced, int pid, int pidfd);
+
+/* Run records in it, from where the last call stopped, for so long: an enum ck_state. CK_RUNNING: a
+ * call is still under way. In the frame, image and scratch are the child's addresses. */
+uint32_t ck_inject(struct ck_injection *injection, int64_t nanoseconds);
+
+/* Read or write its memory, also what is mapped without the right: how many bytes, or -errno. */
+int64_t ck_peek(const struct ck_traced *traced, uint64_t address, uint8_t *data, uint64_t size);
+int64_t ck_poke(const struct ck_traced *traced, uint64_t address, const uint8_t *data,
+                uint64_t size);
+
+/* Let it go with its registers and this signal mask: 0 or -errno. */
+int ck_let_go(struct ck_traced *traced, uint64_t mask);
+
 /* waitid(P_PIDFD) with the status and the resource usage: 0 or -errno. */
 int ck_wait(int pidfd, int options, struct ck_exit *ended);
 

@@ -41,11 +41,18 @@ struct ck_record {
     int64_t expected;
 };
 
+/* Where a child is. The kernel itself writes CK_GONE, when an exec or the child's end takes our
+ * memory from it: the cell is what clone3 calls child_tid, to be cleared. */
+enum ck_state { CK_GONE = 0, CK_RUNNING = 1, CK_DONE = 2, CK_FAILED = 3 };
+
+/* After which states a child waits for another order. Otherwise it ends. */
+enum ck_stays { CK_ENDS = 0, CK_STAYS_DONE = 4, CK_STAYS = 12 };
+
 /* Written by the child while it runs, read by the parent when it has stopped. */
-enum ck_state { CK_RUNNING = 0, CK_FAILED = 1 };
 
 struct ck_report {
-    uint32_t state;
+    uint32_t state;             /* enum ck_state: what the parent waits for */
+    uint32_t ended;             /* how the order ended, also when its child is gone since */
     uint32_t record;            /* the record that runs, or that failed */
     int64_t result;             /* of the failed call: -errno, or not what was expected */
 };
@@ -64,7 +71,14 @@ struct ck_frame {
     uint8_t *scratch;
     int64_t *registers;
     struct ck_stamp *trace;     /* or NULL */
+    /* Calls of immediate operands, or NULL: one made after each order; one made now and then by a
+     * child that waits, whose result above 0 says that nobody is there any more. */
+    const struct ck_record *bell;
+    const struct ck_record *watch;
     uint32_t count;
+    uint32_t stays;             /* enum ck_stays */
+    uint32_t spins;             /* how often it looks for the next order before it sleeps */
+    uint32_t order;             /* how many orders came after the first; the parent counts it up */
     struct ck_report report;
 };
 
@@ -119,6 +133,8 @@ enum ck_stage {
     CK_NO_CLONE = 3,
     CK_RECORD_FAILED = 4,
     CK_KILLED = 5,              /* died by signal `result` while it ran `record` */
+    CK_WAITS = 6,               /* has carried out the order, and waits for another */
+    CK_REFUSED = 7,             /* `record` of the order failed; it waits for another */
 };
 
 struct ck_outcome {
@@ -129,6 +145,36 @@ struct ck_outcome {
     int64_t result;
     uint64_t clone_before;      /* cycle counter around clone, in the parent */
     uint64_t clone_after;
+};
+
+/* A child that does not hold its parent: the parent may do other things, and give it orders. */
+struct ck_driven {
+    struct ck_frame *frame;
+    const struct ck_program *program;   /* what it runs, or ran last */
+    void *room;                 /* registers and scratch of that, where the frame has none for them */
+    char *memory;
+    uint64_t size;
+    uint32_t guards;            /* how often the guard was raised for it */
+    int32_t pid;
+    int32_t pidfd;
+};
+
+/* A child that is stopped after its exec, held by ptrace. */
+struct ck_traced {
+    int32_t pid;
+    int32_t pidfd;
+    uint64_t gate;              /* the address of an instruction in it that makes a system call */
+    uint64_t held;              /* signals that came meanwhile, though all are blocked: bit 0 is 1 */
+    uint32_t stage;             /* of the call under way: enum in traced.c */
+    uint32_t size;              /* of the registers, in bytes */
+    uint8_t registers[512];     /* those that it will have when it is let go */
+};
+
+/* Records that are run in such a child. */
+struct ck_injection {
+    struct ck_frame frame;
+    struct ck_traced *traced;
+    int64_t until;              /* ns of CLOCK_MONOTONIC at which to come back */
 };
 
 /* How a child ended: waitid(2). */

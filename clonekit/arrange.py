@@ -7,21 +7,37 @@ from when our memory must be untraceable.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from itertools import takewhile
 
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import NUMBERS, call, ffi, lib
-from clonekit.linux.shared_memory import CREDENTIAL_CALLS
-from clonekit.records import Call, Clone, Fd, Move, Slot
+from clonekit.manners import (
+    GUARDED_CALLS,
+    JOINS,
+    ORDERED,
+    STARTED,
+    Manner,
+    refuse_record,
+    refuse_step,
+)
+from clonekit.records import Call, ChildFd, Clone, Fd, Move, Slot
 from clonekit.steps.descriptors import INHERIT, own_table, place_descriptors, targets_of
-from clonekit.steps.execute import execute
-from clonekit.steps.signals import clear_handlers, set_signal_mask
+from clonekit.steps.execute import execute, stop_at_exec
+from clonekit.steps.opening import receive_descriptors
+from clonekit.steps.sandbox import set_attribute
+from clonekit.steps.signals import (
+    clear_handlers,
+    mask_of,
+    set_parent_death_signal,
+    set_signal_mask,
+)
 from clonekit.steps.step import Step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from clonekit.records import Record
     from clonekit.steps.step import Kind
@@ -30,27 +46,37 @@ if TYPE_CHECKING:
 ABOVE = Slot(".above")
 #: How the slot begins that carries a cgroup's descriptor to the clone.
 CGROUP = ".cgroup "
+#: The moves of a vector that keeps what is inheritable.
+NOT_PLACED: dict[int, Fd] = {}
 MOST_STEPS = 1 << 16  # struct ck_record has 16 bits for the step's number
 CLOSED_PHASES = ("landlock", "seccomp", "mask", "exec")
 OWN_TABLE: Kind = own_table  # type: ignore[assignment] # what step() makes of a function
 PLACE: Kind = place_descriptors  # type: ignore[assignment]
 MASK: Kind = set_signal_mask  # type: ignore[assignment]
 EXECUTE: Kind = execute  # type: ignore[assignment]
+RECEIVE: Kind = receive_descriptors  # type: ignore[assignment]
+PARENT_DEATH: Kind = set_parent_death_signal  # type: ignore[assignment]
+STOP: Kind = stop_at_exec  # type: ignore[assignment]
 INT = 0xFFFFFFFF
-#: Calls that may lead into another user namespace, by name and number.
-JOINS = ("setns", NUMBERS["setns"], "unshare", NUMBERS["unshare"])
-GUARDED_CALLS = frozenset(
-    {*JOINS, *CREDENTIAL_CALLS, *(NUMBERS[name] for name in CREDENTIAL_CALLS)}
-)
+#: The mask at an exec that is to stop: ptrace tells of it by SIGTRAP.
+ALL_BUT_TRAP = tuple(number for number in range(1, 65) if number != signal.SIGTRAP)
+#: Steps whose records depend on all the others.
+ARRANGED = (OWN_TABLE, PLACE)
+#: The slot for the child's end of the socket over which a child that waits is given descriptors.
+CHANNEL = Slot(".channel")
 
 
 class Arranged:
     """A program's records, step by step, and what is known of its descriptors.
 
     Attributes:
+        manner: how the records reach the child.
         lists: the records of each step.
         clone: what is asked of the clone.
         kept: our descriptors that it uses, by number.
+        given: of these, for a child that exists already: the slot for each, in which it gets its own.
+        moved: the numbers that the vector gives to descriptors that later steps or orders use.
+        vector: which step is the vector, or -1.
         fd_slots: the inputs that are descriptors.
         above: the first number that nothing uses, or the slot that will hold it.
         inputs: the slots that no record makes.
@@ -58,47 +84,71 @@ class Arranged:
     """
 
     __slots__ = (
-        "_fds",
-        "_makers",
-        "_plain",
-        "above",
-        "clone",
-        "fd_slots",
-        "guard",
-        "inputs",
-        "kept",
-        "lists",
-    )
+        "_fds", "_makers", "_plain", "above", "clone", "fd_slots", "given", "guard", "inputs",
+        "kept", "lists", "manner", "moved", "vector",
+    )  # fmt: skip
 
-    def __init__(self, steps: list[Step]) -> None:
+    def __init__(self, steps: list[Step], manner: Manner, alive: Sequence[Slot] = ()) -> None:
+        self.manner = manner
         self.lists: list[list[Record]] = []
         self.clone: list[Clone] = []
         self.inputs: dict[Slot, None] = {}
+        self.given: dict[int, Slot] = {}
+        self.moved: dict[Fd, int] = {}
         self._makers: dict[Slot, int] = {}  # which step makes a slot
         self._fds: list[tuple[int, Fd]] = []  # which step reads a descriptor
-        credentials: list[tuple[int, int]] = []
-        vector = -1
         self._plain: list[tuple[int, Slot]] = []  # which step reads a slot that is no Fd
+        self.vector = next((n for n, step in enumerate(steps) if step.kind is PLACE), -1)
         for number, step in enumerate(steps):
-            made: list[Record] = []
-            if step.kind is PLACE:
-                vector = number
-            elif step.kind is not OWN_TABLE:
-                for record in step.records():
-                    if type(record) is Clone:
-                        self._note_clone(record)
-                        continue
-                    if type(record) is Call and record.name in GUARDED_CALLS:
-                        credentials.append((number, len(made)))
-                    self._note(record, number)
-                    made.append(record)
-            self.lists.append(made)
-        if steps[vector].arguments[0] != INHERIT:
-            self._refuse_plain(vector, steps)
-        self._cross(vector, steps[vector].arguments[0])
+            if manner.exists and number == 0:  # what we give, which is not known yet
+                self.lists.append([])
+                continue
+            refuse_step(step, manner)
+            self.lists.append([] if step.kind in ARRANGED else self._made(step))
+        vector = steps[self.vector].arguments[0] if self.vector >= 0 else INHERIT
+        moves = NOT_PLACED if vector == INHERIT else targets_of(vector)
+        if manner.exists:
+            moves = self._give(moves)
+        credentials: list[tuple[int, int]] = []
+        for number, records in enumerate(self.lists):
+            for at, record in enumerate(records):
+                if type(record) is Call and record.name in GUARDED_CALLS:
+                    credentials.append((number, at))
+                self._note(record, number)
+        if vector != INHERIT:
+            self._refuse_plain(self.vector, steps)
+        self._cross(moves, alive)
         if steps[0].kind is OWN_TABLE:
             steps[0] = own_table(self.above)
+        if self.given:
+            steps[0] = receive_descriptors(CHANNEL, *(slot.name for slot in self.given.values()))
+            self.lists[0] = list(steps[0].records())  # type: ignore[arg-type]
+            self._read(CHANNEL)
         self.guard = self._guard(credentials, steps)
+
+    def _made(self, step: Step) -> list[Record]:
+        """A step's records; what it asks of the clone is no record of the child's."""
+        made: list[Record] = []
+        for record in step.records():
+            if type(record) is Clone:
+                self._note_clone(record)
+                continue
+            refuse_record(record, step, self.manner)
+            made.append(record)
+        return made
+
+    def _give(self, moves: dict[int, Fd]) -> dict[int, Fd]:
+        """Our descriptors become slots, which the child's first step fills with its own."""
+        fds = [fd for records in self.lists for record in records for fd in descriptors_of(record)]
+        for fd in (*fds, *moves.values()):
+            if type(fd.of) is int:
+                self.given.setdefault(fd.of, Slot(f".given {fd.of}"))
+        slots = {Fd(number): Fd(slot) for number, slot in self.given.items()}
+        for records in self.lists:
+            records[:] = [redirected(record, slots) for record in records]
+        for slot in self.given.values():
+            self._makers[slot] = 0
+        return moves and {to: slots.get(fd, fd) for to, fd in moves.items()}
 
     def _note(self, record: Record, step: int) -> None:
         """Remember what a record reads and makes."""
@@ -115,9 +165,9 @@ class Arranged:
             if kind is Fd:
                 self._fds.append((step, value))  # type: ignore[arg-type]
                 self._read(value.of)  # type: ignore[union-attr]
-            elif kind is Slot:
-                self._plain.append((step, value))  # type: ignore[arg-type]
-                self._read(value)  # type: ignore[arg-type]
+            elif isinstance(value, Slot):
+                self._plain.append((step, value))
+                self._read(value)
         result = record.to  # type: ignore[union-attr]
         if result is not None:
             if result in self.inputs:
@@ -141,14 +191,18 @@ class Arranged:
 
     def _read(self, of: int | Slot) -> None:
         """A slot that nobody has made yet is an input."""
-        if type(of) is Slot and of not in self._makers:
+        if isinstance(of, Slot) and of not in self._makers:
+            if isinstance(of, ChildFd) and not self.manner.exists:
+                msg = f"{of!r} is not ours; fetch() gives a descriptor of ours for the same file"
+                raise DeclarationError(msg)
             self.inputs[of] = None
 
-    def _cross(self, at: int, vector: object) -> None:
-        """Place the vector, and move what later steps use out of its way."""
-        makers = self._makers
-        moves = {} if vector == INHERIT else targets_of(vector)
-        used = [fd.of for _, fd in self._fds]
+    def _cross(self, moves: dict[int, Fd], alive: Sequence[Slot]) -> None:
+        """Place the vector, and move what is used after it out of its way."""
+        makers, at = self._makers, self.vector
+        for slot in alive:
+            self._read(slot)
+        used = [*alive, *(fd.of for _, fd in self._fds)]
         for fd in moves.values():
             if makers.get(fd.of, at) > at:  # type: ignore[arg-type]
                 msg = f"fds: {fd.of} is made by a step that comes later; put that step first"
@@ -156,27 +210,31 @@ class Arranged:
             self._read(fd.of)
             used.append(fd.of)
         self.kept = sorted({of for of in used if type(of) is int})
-        self.fd_slots = [of for of in dict.fromkeys(used) if type(of) is Slot and of in self.inputs]
+        self.fd_slots = [
+            of for of in dict.fromkeys(used) if isinstance(of, Slot) and of in self.inputs
+        ]
         floor = self.kept[-1] + 1 if self.kept else 0
         self.above: int | Slot = ABOVE if self.fd_slots else floor
-        if vector == INHERIT:
+        if at < 0 or moves is NOT_PLACED:
             return
-        if self.fd_slots:
+        if self.above is ABOVE and not self.manner.exists:
             self.inputs[ABOVE] = None
         crossing = dict.fromkeys(
             fd
             for step, fd in self._fds
             if step > at and makers.get(fd.of, -1) < at  # type: ignore[arg-type]
         )
+        crossing |= dict.fromkeys(map(Fd, alive))
         made_before = any(step < at for step in makers.values())
-        tidy = None if made_before or self.fd_slots else floor
-        self.lists[at] = list(PLACE.function(vector, crossing, tidy_below=tidy))
-        self.lists[0] = list(OWN_TABLE.function(self.above))
+        tidy = None if made_before or self.above is ABOVE or self.manner.exists else floor
+        self.lists[at] = list(PLACE.function(moves, crossing, tidy_below=tidy))
+        if not self.manner.exists:
+            self.lists[0] = list(OWN_TABLE.function(self.above))
         if crossing:
             base = max(moves, default=-1) + 1
-            moved = {fd: base + n for n, fd in enumerate(crossing)}
+            self.moved = {fd: base + n for n, fd in enumerate(crossing)}
             for records in self.lists[at + 1 :]:
-                records[:] = [redirected(record, moved) for record in records]
+                records[:] = [redirected(record, self.moved) for record in records]
 
     def _guard(self, credentials: list[tuple[int, int]], steps: Sequence[Step]) -> int:
         """How our memory is kept untraceable, H7; puts the record that does it where it belongs.
@@ -187,6 +245,8 @@ class Arranged:
         """
         places = []
         joins = False
+        if not self.manner.shares:
+            return int(lib.CK_OPEN)
         for step, at in credentials:
             if joins_users(self.lists[step][at]):
                 joins = True
@@ -201,15 +261,20 @@ class Arranged:
                 )
                 raise DeclarationError(msg)
             joins = True
+        if self.manner is ORDERED and (places or joins):
+            step = places[0][0] if places else credentials[0][0]
+            msg = f"{steps[step]}: {ORDERED.phases['ids']}"
+            raise DeclarationError(msg)
         if places or joins:
             refuse_debug_dumps()
         if places:
             step, at = min(places)
             self.lists[step].insert(at, untraceable())
-        if dumps_end_all(os.uname().release):
-            closing = [n for n, step in enumerate(steps) if step.phase in ("seccomp", "mask")]
-            self.lists[closing[0]].insert(0, untraceable())
-            places = [(closing[0], 0)]
+        if self.vector >= 0 and dumps_end_all(os.uname().release):
+            ends = [n for n, step in enumerate(steps) if step.phase in ("seccomp", "mask")]
+            for number in ends[:1]:
+                self.lists[number].insert(0, untraceable())
+                places = [(number, 0)]
         if joins:
             return int(lib.CK_GUARDED_FROM_CLONE)
         return int(lib.CK_GUARDED if places else lib.CK_OPEN)
@@ -230,7 +295,7 @@ def cgroup_slot(fd: Fd) -> Slot:
     return fd.of if isinstance(fd.of, Slot) else Slot(f"{CGROUP}{fd.of}")
 
 
-def completed(steps: list[Step], *, has_clone3: bool) -> list[Step]:
+def completed(steps: list[Step], manner: Manner, *, has_clone3: bool) -> list[Step]:
     """The caller's steps with those that every program has."""
     refuse_others(steps)
     kinds = [step.kind for step in steps]
@@ -245,21 +310,86 @@ def completed(steps: list[Step], *, has_clone3: bool) -> list[Step]:
         )
         raise DeclarationError(msg)
     if PLACE not in kinds:
-        at = next(n for n, step in enumerate(steps) if step.phase in CLOSED_PHASES)
-        steps.insert(at, place_descriptors(open_stdio()))
+        steps.insert(closing(steps), place_descriptors(open_stdio()))
     elif kinds.count(PLACE) > 1:
         msg = "a program has one vector of descriptors; give place_descriptors() once"
         raise DeclarationError(msg)
-    first = []
+    if not manner.holds:
+        keep_to_parent(steps)
+    first = [receive_descriptors(CHANNEL)] if manner is STARTED else []
     vector = next(step for step in steps if step.kind is PLACE)
-    if vector.arguments[0] != INHERIT:
-        first.append(own_table(0))
-    if not has_clone3:
-        first.append(clear_handlers())
+    if not manner.exists:
+        first = beginning(manner, inherits=vector.arguments[0] == INHERIT, has_clone3=has_clone3)
     if len(first) + len(steps) > MOST_STEPS:
         msg = f"{len(first) + len(steps)} steps are too many; a program has at most {MOST_STEPS}"
         raise DeclarationError(msg)
     return first + steps
+
+
+def beginning(manner: Manner, *, inherits: bool, has_clone3: bool) -> list[Step]:
+    """What every new child does first."""
+    first = [] if inherits else [own_table(0)]
+    if not has_clone3:
+        first.append(clear_handlers())
+    if not manner.holds:
+        first.append(set_parent_death_signal("KILL"))
+    return first
+
+
+def closing(steps: Sequence[Step]) -> int:
+    """Where the sandbox begins to close: the place for what must still be allowed."""
+    return next(n for n, step in enumerate(steps) if step.phase in CLOSED_PHASES)
+
+
+def keep_to_parent(steps: list[Step]) -> None:
+    """H11: a child that does not hold us ends with us, until its program begins or it is held.
+
+    A change of ids has cleared the signal. One that the caller declares takes its place.
+    """
+    ours = not any(map(sets_death_signal, steps))
+    stop = next((n for n, step in enumerate(steps) if step.kind is STOP), -1)
+    if stop >= 0:
+        if ours:
+            steps.insert(stop, set_parent_death_signal("KILL"))
+        steps[-2] = set_signal_mask(ALL_BUT_TRAP)
+    elif ours:
+        steps.insert(closing(steps), set_attribute("PR_SET_PDEATHSIG", 0))
+
+
+def sets_death_signal(step: Step) -> bool:
+    """Whether the caller has a parent-death signal for the program."""
+    return step.kind is PARENT_DEATH or (
+        step.kind.raw
+        and any(
+            type(record) is Call
+            and record.name in {"prctl", NUMBERS["prctl"]}
+            and record.operands[:1] == (lib.PR_SET_PDEATHSIG,)
+            for record in step.records()
+        )
+    )
+
+
+class Suspension:
+    """How a program that stops at its exec is let go.
+
+    Attributes:
+        mask: the signal mask that it then has, or None for that of whoever made it.
+        clears: whether its parent-death signal is ours, to be cleared.
+    """
+
+    __slots__ = ("clears", "mask")
+
+    def __init__(self, steps: Sequence[Step]) -> None:
+        masks = [step for step in steps if step.kind is MASK]
+        names = [*masks[-1].arguments, *masks[-1].keywords.values()] if masks else []
+        self.mask = None if names in ([], [None]) else mask_of(names[0])
+        self.clears = not any(map(sets_death_signal, steps))
+
+
+def suspension(steps: Sequence[object]) -> Suspension | None:
+    """What the caller's steps say of that, if they stop at the exec."""
+    own = [step for step in steps if isinstance(step, Step)]
+    return Suspension(own) if any(step.kind is STOP for step in own) else None
 
 
 def refuse_others(steps: Sequence[object]) -> None:
@@ -276,16 +406,21 @@ def open_stdio() -> dict[int, int]:
     return {fd: fd for fd in range(3) if open_bits >> fd & 1}
 
 
-def redirected(record: Record, moved: dict[Fd, int]) -> Record:
+def descriptors_of(record: Record) -> list[Fd]:
+    """The descriptors that a record reads."""
+    if type(record) is Call:
+        return [value for value in record.operands if type(value) is Fd]
+    return [record.value] if type(record) is Move and type(record.value) is Fd else []
+
+
+def redirected(record: Record, moved: Mapping[Fd, int | Fd]) -> Record:
     """The record with each moved descriptor at its new number."""
     if type(record) is Call and any(
         type(value) is Fd and value in moved for value in record.operands
     ):
-        return Call(
-            record.name,
-            *(moved.get(value, value) if type(value) is Fd else value for value in record.operands),
-            to=record.to, expect=record.expect, tolerate=record.tolerate, flags=record.flags,
-        )  # fmt: skip
+        return record.replaced(
+            *(moved.get(value, value) if type(value) is Fd else value for value in record.operands)
+        )
     if type(record) is Move and type(record.value) is Fd and record.value in moved:
         return Move(record.place, to=record.to, value=moved[record.value], width=record.width)
     return record

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 
 from clonekit.errors import DeclarationError, SpawnError, spawn_error
 from clonekit.explain import clone_text, one
@@ -12,7 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from clonekit.program import Program
+    from clonekit.compiled import Compiled
 
 #: The first kernel that has a call, for the ENOSYS of an older one.
 FIRST_KERNEL = {
@@ -55,7 +56,7 @@ CAPABILITY = {
 }
 
 
-def failure(program: Program, outcome: Any) -> Exception:
+def failure(program: Compiled, outcome: Any) -> Exception:
     """The error for an outcome that is not success."""
     if outcome.stage == lib.CK_NOT_OPEN:
         return DeclarationError(
@@ -72,10 +73,7 @@ def failure(program: Program, outcome: Any) -> Exception:
             hint=clone_hint(number, program.setup.clone_flags),
         )  # fmt: skip
     entry = one(program, outcome.record)
-    details = {
-        "step": entry["step"], "step_number": entry["step_number"], "step_count": count,
-        "phase": entry["phase"], "syscall": entry.get("syscall", ""), "arguments": entry["text"],
-    }  # fmt: skip
+    details = details_of(program, entry)
     if outcome.stage == lib.CK_KILLED:
         return killed(outcome.result, details)
     result = outcome.result
@@ -83,6 +81,34 @@ def failure(program: Program, outcome: Any) -> Exception:
     message = None if result < 0 else f"the call returned {result}, which is not what was expected"
     hint = hint_for(number, entry, program)
     return spawn_error(number, message, **details, hint=hint)
+
+
+def details_of(program: Compiled, entry: dict[str, Any]) -> dict[str, Any]:
+    """What an error says of the record that it is about."""
+    return {
+        "step": entry["step"], "step_number": entry["step_number"],
+        "step_count": len(program.steps), "phase": entry["phase"],
+        "syscall": entry.get("syscall", ""), "arguments": entry["text"],
+    }  # fmt: skip
+
+
+def late(program: Compiled, outcome: Any, deadline: float) -> SpawnError:
+    """The error for a child that was killed because its deadline had passed."""
+    details = details_of(program, one(program, outcome.record))
+    message = f"it was not done within {deadline} s, and the child was killed"
+    return spawn_error(errno.ETIMEDOUT, message, **details)
+
+
+def died(pid: int, number: int) -> SpawnError:
+    """The error for a child that has died between two orders."""
+    message = f"it was killed by signal {number} while it waited for an order"
+    hint = ""
+    if number == signal.SIGKILL:
+        hint = "it ends with the thread that made it: has that ended?"
+    return spawn_error(
+        errno.ECHILD, message, step=f"child {pid}", phase="waiting", arguments="futex(FUTEX_WAIT)",
+        signal=number or None, hint=hint,
+    )  # fmt: skip
 
 
 def killed(number: int, details: dict[str, Any]) -> SpawnError:
@@ -136,7 +162,7 @@ def user_namespace_hint() -> str:
     return "user namespaces are refused here (a seccomp profile, a security module, or a chroot)"
 
 
-def hint_for(number: int, entry: dict[str, Any], program: Program) -> str:
+def hint_for(number: int, entry: dict[str, Any], program: Compiled) -> str:
     """Why a step's call was refused, where the cause is known."""
     syscall = entry.get("syscall", "")
     if entry["phase"] in ("mask", "exec") and any(

@@ -13,6 +13,7 @@ import os
 from clonekit.linux.abi import errno_name
 from clonekit.phases import PHASES
 from clonekit.spec import FIELDS, Spec
+from clonekit.steps.step import NO_OPTION
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ def kind_of_option(field: str) -> Kind | None:
     """The step that says how a field is written on the command line, if it can be."""
     kinds = FIELDS[field]
     for kind in kinds:
+        if kind.option is NO_OPTION:
+            return None
         if kind.option is not None:
             return kind  # type: ignore[no-any-return]
     kind = kinds[0]

@@ -8,7 +8,7 @@ A step yields `Call`s (and, rarely, moves between registers and scratch). An ope
 - `Scratch` or a `Place` in one: an address in memory of this spawn alone, which the kernel or a
   move may write;
 - `Slot`: a register: what an earlier call returned, or what the caller gives at each spawn;
-- `Fd`: a descriptor, given as the parent's number or as a slot.
+- `Fd`: a descriptor, given as the parent's number, as a slot or as a `ChildFd`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from clonekit.linux.abi import NUMBERS, lib
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from typing import TypeAlias
+    from typing import Any, TypeAlias
 
     Operand: TypeAlias = "int | bytes | Data | Scratch | Place | Slot | Fd"
     Record: TypeAlias = "Call | Move | Clone"
@@ -73,6 +73,37 @@ class Slot:
 
     def __repr__(self) -> str:
         return f"${self.name or '_'}"
+
+
+class ChildFd(Slot):
+    """A descriptor of a child that is driven from here: an operand of its steps, and in its vector.
+
+    Attributes:
+        number: its number in the child; -1 when it is closed there.
+    """
+
+    __slots__ = ("_child", "number")
+
+    def __init__(self, child: Any, number: int) -> None:
+        super().__init__()
+        self._child = child
+        self.number = number
+
+    def fetch(self) -> int:
+        """A descriptor of ours for the same open file, close-on-exec: pidfd_getfd.
+
+        Raises: EPERM without the right to trace the child, EBADF. Since: Linux 5.6.
+        See: pidfd_getfd(2).
+        """
+        return int(self._child.getfd(self.number))
+
+    def close(self) -> None:
+        """Close it in the child: close."""
+        if self.number >= 0:
+            self._child.close_descriptor(self)
+
+    def __repr__(self) -> str:
+        return f"<fd {self.number} of child {self._child.pid}>"
 
 
 class Fd:
@@ -202,6 +233,13 @@ class Call:
         self.expect = expect
         self.tolerate = tolerate
         self.flags = flags | (RETRY if retry else 0) | (EXACT if expect is not None else 0)
+
+    def replaced(self, *operands: Operand | Vector, to: Slot | None = None) -> Call:
+        """The same call with these operands, or with its result in this slot."""
+        return Call(
+            self.name, *(operands or self.operands), to=to or self.to, expect=self.expect,
+            tolerate=self.tolerate, flags=self.flags,
+        )  # fmt: skip
 
 
 class Move:
@@ -354,7 +392,7 @@ class Assembler:
         if kind is Fd:
             value = value.of  # type: ignore[attr-defined]
             kind = type(value)
-        if kind is Slot:
+        if kind is Slot or kind is ChildFd:
             return REGISTER, self.register(value)  # type: ignore[arg-type]
         if kind is bytes or kind is Data or kind is Vector:
             return IMAGE, self.address(value)  # type: ignore[arg-type]

@@ -26,7 +26,7 @@ for _kind in KINDS.values():
     if _kind.field:
         FIELDS.setdefault(_kind.field, []).append(_kind)
 #: Fields that no step has: those of exec, and steps given as they are.
-OTHER_FIELDS = ("executable", "env", "steps", "check")
+OTHER_FIELDS = ("executable", "env", "steps", "check", "deadline")
 OF_EXEC = ("executable", "env")
 #: Fields whose steps depend on their values alone, not on our ids, files or descriptors.
 LASTING = {name for name, kinds in FIELDS.items() if all(kind.lasting for kind in kinds)}
@@ -46,7 +46,9 @@ class Spec:
     - `executable`, `env`: as in the step `execute`;
     - `steps`: further steps, each run at the end of its own phase, in the order given;
     - `check`: ask the kernel before the spawn whether the file may be executed (AT_EXECVE_CHECK,
-      Linux 6.14).
+      Linux 6.14);
+    - `deadline`: how many seconds the set-up may take. Without it, the thread that spawns sleeps
+      until exec, whatever a step waits for.
 
     A field that is None is as if it was not given.
 
@@ -70,17 +72,9 @@ class Spec:
 
     def steps(self) -> list[Step]:
         """The declaration as steps, in the order of the phases."""
-        fields = self.fields
-        refuse_names_of_the_machine(fields)
-        steps: list[Step] = []
-        for name, value in with_defaults(fields).items():
-            for kind in FIELDS.get(name, ()):
-                steps += kind.of_field(value)
-        steps.sort(key=place)
-        steps += own_steps(fields.get("steps", ()))
-        steps.sort(key=lambda step: RANK[step.kind.phase])
-        of_exec = {name: fields[name] for name in OF_EXEC if name in fields}
-        return [*steps, execute(self.argv, **of_exec)]
+        refuse_names_of_the_machine(self.fields)
+        of_exec = {name: self.fields[name] for name in OF_EXEC if name in self.fields}
+        return [*in_order(with_defaults(self.fields)), execute(self.argv, **of_exec)]
 
     def program(self) -> Program:
         """Compile it.
@@ -98,12 +92,12 @@ class Spec:
             check_executable(self.argv[0], executable, env)
         key = self._key()
         if key is None:
-            return Program(self.steps())
+            return Program(self.steps(), deadline=fields.get("deadline"))
         known = _known.get(key)
         if known is None:
             if len(_known) >= MOST_KNOWN:
                 _known.clear()
-            program = Program(self.steps())
+            program = Program(self.steps(), deadline=fields.get("deadline"))
             _known[key] = program.setup, {}
             return program
         setup, programs = known
@@ -131,6 +125,8 @@ class Spec:
             elif name == "executable":
                 if not isinstance(value, str | bytes):
                     return None
+            elif name == "deadline":
+                key += name, value
             elif name not in {"env", "check"}:
                 return None
         return tuple(key)
@@ -149,6 +145,18 @@ class Spec:
     def __repr__(self) -> str:
         inside = "".join(f", {name}={value!r}" for name, value in self.fields.items())
         return f"Spec({list(self.argv)!r}{inside})"
+
+
+def in_order(fields: Mapping[str, Any]) -> list[Step]:
+    """The steps of these fields, in the order of the phases."""
+    steps: list[Step] = []
+    for name, value in fields.items():
+        for kind in FIELDS.get(name, ()):
+            steps += kind.of_field(value)
+    steps.sort(key=place)
+    steps += own_steps(fields.get("steps", ()))
+    steps.sort(key=lambda step: RANK[step.kind.phase])
+    return steps
 
 
 def freeze(value: object) -> object:

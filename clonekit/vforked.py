@@ -6,7 +6,6 @@ import os
 
 from clonekit.linux.abi import ffi, lib
 from clonekit.process import Process, made
-from clonekit.steps.signals import PARENT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,8 +39,7 @@ def run(
     inputs = ffi.NULL
     parent = -1
     if values is not None:
-        if PARENT in program.setup.inputs:
-            parent, values = with_parent(program, values)
+        parent, values = program.with_parent(values)
         inputs = ffi.new("int64_t[]", values)
     stamps = ffi.NULL
     if trace is not None:
@@ -65,18 +63,6 @@ def run(
     if trace is None:
         return process, None
     return process, traced(stamps, outcome, cycles, start[0])
-
-
-def with_parent(program: Program, values: list[int]) -> tuple[int, list[int]]:
-    """A pidfd of ours for the child to see whether we live."""
-    parent = os.pidfd_open(os.getpid())
-    values = list(values)
-    for n, slot in enumerate(program.setup.inputs):
-        if slot == PARENT:
-            values[n] = parent
-        elif slot.name == ".above":
-            values[n] = max(values[n], parent + 1)
-    return parent, values
 
 
 def traced(stamps: object, outcome: object, cycles: int, start: int) -> Trace:

@@ -25,9 +25,15 @@ ck_cycles(void)
     return count;
 }
 
+static inline void
+ck_pause(void)
+{
+    __asm__ volatile("yield" : : : "memory");
+}
+
 #ifdef CK_CHILD
-/* long ck_clone(long nr, long a, long b, long c, struct ck_frame *frame)
- * clone3(a, b) or clone(a, b, c, 0, 0). The child wakes on the stack that the call was
+/* long ck_clone(long nr, long a, long b, long c, struct ck_frame *frame, long child_tid)
+ * clone3(a, b) or clone(a, b, c, child_tid). The child wakes on the stack that the call was
  * given and runs ck_child(frame), which does not return; nothing of the caller's frame
  * is reachable there. The frame travels in a register that the kernel preserves. */
 __asm__(".text\n"
@@ -39,16 +45,38 @@ __asm__(".text\n"
         "    mov x0, x1\n"
         "    mov x1, x2\n"
         "    mov x2, x3\n"
-        "    mov x5, x4\n"
+        "    mov x6, x4\n"
         "    mov x3, xzr\n"
-        "    mov x4, xzr\n"
+        "    mov x4, x5\n"
         "    svc #0\n"
         "    cbz x0, 1f\n"
         "    ret\n"
         "1:  mov x29, xzr\n"
         "    mov x30, xzr\n"
-        "    mov x0, x5\n"
+        "    mov x0, x6\n"
         "    bl ck_child\n"
         "    brk #0\n"
         ".size ck_clone, . - ck_clone\n");
+#endif
+
+#ifdef CK_TRACER
+#include <asm/ptrace.h>
+
+typedef struct user_pt_regs ck_registers;
+
+/* The registers of a process that is about to make this call at `gate`. */
+static inline void
+ck_call_registers(ck_registers *registers, uint64_t gate, long nr, const long *operands)
+{
+    registers->pc = gate;
+    registers->regs[8] = (unsigned long)nr;
+    for (int n = 0; n < 6; n++)
+        registers->regs[n] = (unsigned long)operands[n];
+}
+
+static inline long
+ck_call_result(const ck_registers *registers)
+{
+    return (long)registers->regs[0];
+}
 #endif

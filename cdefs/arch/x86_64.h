@@ -22,9 +22,15 @@ ck_cycles(void)
     return ((uint64_t)high << 32) | low;
 }
 
+static inline void
+ck_pause(void)
+{
+    __asm__ volatile("pause" : : : "memory");
+}
+
 #ifdef CK_CHILD
-/* long ck_clone(long nr, long a, long b, long c, struct ck_frame *frame)
- * clone3(a, b) or clone(a, b, c, 0, 0). The child wakes on the stack that the call was
+/* long ck_clone(long nr, long a, long b, long c, struct ck_frame *frame, long child_tid)
+ * clone3(a, b) or clone(a, b, c, child_tid). The child wakes on the stack that the call was
  * given and runs ck_child(frame), which does not return; nothing of the caller's frame
  * is reachable there. The frame travels in a register that the kernel preserves. */
 __asm__(".text\n"
@@ -36,8 +42,8 @@ __asm__(".text\n"
         "    mov %rsi, %rdi\n"
         "    mov %rdx, %rsi\n"
         "    mov %rcx, %rdx\n"
+        "    mov %r9, %r10\n"
         "    mov %r8, %r9\n"
-        "    xor %r10d, %r10d\n"
         "    xor %r8d, %r8d\n"
         "    syscall\n"
         "    test %rax, %rax\n"
@@ -49,4 +55,31 @@ __asm__(".text\n"
         "    call ck_child\n"
         "    hlt\n"
         ".size ck_clone, . - ck_clone\n");
+#endif
+
+#ifdef CK_TRACER
+#include <sys/user.h>
+
+typedef struct user_regs_struct ck_registers;
+
+/* The registers of a process that is about to make this call at `gate`. */
+static inline void
+ck_call_registers(ck_registers *registers, uint64_t gate, long nr, const long *operands)
+{
+    registers->rip = gate;
+    registers->rax = (unsigned long)nr;
+    registers->orig_rax = (unsigned long)-1;
+    registers->rdi = (unsigned long)operands[0];
+    registers->rsi = (unsigned long)operands[1];
+    registers->rdx = (unsigned long)operands[2];
+    registers->r10 = (unsigned long)operands[3];
+    registers->r8 = (unsigned long)operands[4];
+    registers->r9 = (unsigned long)operands[5];
+}
+
+static inline long
+ck_call_result(const ck_registers *registers)
+{
+    return (long)registers->rax;
+}
 #endif

@@ -11,11 +11,27 @@ from clonekit.linux.abi import lib
 _MEMORY = "it changes the memory that the child shares with its parent"
 _SETTING = (
     "the kernel keeps this setting with the memory, which the child shares with its parent; "
-    "it needs a child with a memory of its own, which clonekit does not make yet"
+    "set it in a suspended process, which has a memory of its own"
+)
+_OOM = (
+    "the kernel gives it to every process that shares this memory, us too, unless the parent sleeps "
+    "until the exec; set it in a suspended process, or leave the deadline out"
 )
 _FLOW = "it would end or fork the machine that runs the program"
 
-#: Calls that are refused, each with the reason.
+#: Calls that are refused wherever records run, each with the reason.
+FLOW_CALLS: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            "clone", "clone3", "fork", "vfork", "exit", "exit_group", "rt_sigreturn",
+            "restart_syscall",
+        ),
+        _FLOW,
+    ),
+    **dict.fromkeys(("execve", "execveat"), "a program ends with exec; use the step execute()"),
+}  # fmt: skip
+
+#: Calls that are refused while memory is shared, each with the reason.
 REFUSED_CALLS: dict[str, str] = {
     **dict.fromkeys(
         (
@@ -31,14 +47,6 @@ REFUSED_CALLS: dict[str, str] = {
     **dict.fromkeys(
         ("mlock", "mlock2", "munlock", "mlockall", "munlockall", "membarrier"), _SETTING
     ),
-    **dict.fromkeys(
-        (
-            "clone", "clone3", "fork", "vfork", "exit", "exit_group", "rt_sigreturn",
-            "restart_syscall",
-        ),
-        _FLOW,
-    ),
-    **dict.fromkeys(("execve", "execveat"), "a program ends with exec; use the step execute()"),
     "rt_sigprocmask": "signals stay blocked until the last step; use set_signal_mask()",
     "rt_sigaction": "a handler would run in our memory; see reset_signals(), ignore_signals()",
     "rt_sigsuspend": "signals stay blocked until the last step",
@@ -73,6 +81,9 @@ REFUSED_FILES: dict[bytes, str] = {
     b"clear_refs": _MEMORY,
     b"mem": _MEMORY,
 }
+
+#: The same for a child whose parent does not sleep until its exec.
+OOM_FILES: dict[bytes, str] = dict.fromkeys((b"oom_score_adj", b"oom_adj"), _OOM)
 
 #: Calls after which a process of lesser rights could trace the child, and so our memory.
 CREDENTIAL_CALLS = (

@@ -15,7 +15,7 @@ from clonekit.steps.credentials import (
     set_uid,
 )
 from clonekit.steps.descriptors import place_descriptors
-from clonekit.steps.execute import execute
+from clonekit.steps.execute import execute, stop_at_exec
 from clonekit.steps.limits import (
     new_core_cookie,
     set_affinity,
@@ -50,6 +50,7 @@ from clonekit.steps.opening import (
     open_memory,
     open_pipe,
     open_socket,
+    receive_descriptors,
     set_socket_option,
     write,
     write_file,
@@ -112,6 +113,7 @@ __all__ = [
     "open_socket",
     "place_descriptors",
     "raise_ambient",
+    "receive_descriptors",
     "reset_signals",
     "restrict_with_landlock",
     "set_affinity",
@@ -138,6 +140,7 @@ __all__ = [
     "set_timer_slack",
     "set_uid",
     "set_umask",
+    "stop_at_exec",
     "system_call",
     "take_foreground",
     "write",

@@ -10,7 +10,7 @@ from clonekit.errors import DeclarationError
 from clonekit.linux.abi import NUMBERS, lib
 from clonekit.records import EXEC, IMAGE, NOWHERE, POINTERS, TRY, WORDS, Call, Fd, Vector
 from clonekit.steps.opening import path_of
-from clonekit.steps.step import step
+from clonekit.steps.step import NO_OPTION, step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -142,6 +142,18 @@ def execute(
     paths = candidates(argv[0], env) if executable is None else [encode(executable)]
     for path in paths:
         yield Call("execve", path_of(path), vector, variables, tolerate=ABSENT, flags=flags)
+
+
+@step(phase="parent", field="suspended", lasting=True, option=NO_OPTION)
+def stop_at_exec() -> Records:
+    """Stop when the program is loaded, before its first instruction: ptrace PTRACE_TRACEME.
+
+    `spawn` then gives a `Suspended` process, to be changed from outside and resumed. A set-id
+    program gets no privileges by it unless we have CAP_SYS_PTRACE.
+
+    Raises: EPERM where a security module forbids tracing. See: ptrace(2).
+    """
+    yield Call("ptrace", lib.PTRACE_TRACEME, 0, 0, 0)
 
 
 #: A candidate's record without its step and addresses: operands 0, 1 and 2 are in the image.

@@ -11,7 +11,6 @@ import struct
 
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import lib, refuse_nul
-from clonekit.linux.shared_memory import REFUSED_FILES
 from clonekit.records import Call, Data, Fd, Move, Scratch, Slot
 from clonekit.steps.step import Option, step
 
@@ -20,6 +19,9 @@ if TYPE_CHECKING:
     from clonekit.records import Records
 
 OPEN_HOW = struct.Struct("<3Q")
+MSGHDR = struct.Struct("<QIxxxxQQQQi4x")
+CMSGHDR = struct.Struct("<Qii")
+MOST_SENT = 253  # the kernel's SCM_MAX_FD
 
 
 def path_of(path: str | bytes | os.PathLike[str]) -> bytes:
@@ -29,16 +31,6 @@ def path_of(path: str | bytes | os.PathLike[str]) -> bytes:
         msg = "an empty path names nothing; write '.' for the current directory"
         raise DeclarationError(msg)
     return refuse_nul(text, "a path")
-
-
-def opened(path: str | bytes | os.PathLike[str], flags: int) -> bytes:
-    """The path of a file to be opened: not one that writes the memory shared with the parent."""
-    text = path_of(path)
-    directory, _, name = text[:-1].rpartition(b"/")
-    if flags & os.O_ACCMODE and name in REFUSED_FILES and directory.startswith(b"/proc/"):
-        msg = f"{os.fsdecode(text[:-1])}: {REFUSED_FILES[name]}"
-        raise DeclarationError(msg)
-    return text
 
 
 def named(name: str | None) -> Slot | None:
@@ -71,13 +63,13 @@ def open_file(
     flags |= os.O_CLOEXEC
     if resolve is None:
         yield Call(
-            "openat", directory(dirfd), opened(path, flags), flags, mode, to=named(name), retry=True
+            "openat", directory(dirfd), path_of(path), flags, mode, to=named(name), retry=True
         )
         return
     mode = mode if flags & (os.O_CREAT | os.O_TMPFILE) else 0
     how = Data(OPEN_HOW.pack(flags, mode, resolve))
     yield Call(
-        "openat2", directory(dirfd), opened(path, flags), how, OPEN_HOW.size, to=named(name),
+        "openat2", directory(dirfd), path_of(path), how, OPEN_HOW.size, to=named(name),
         retry=True,
     )  # fmt: skip
 
@@ -165,6 +157,32 @@ def open_pipe(reader: str, writer: str, flags: int = 0) -> Records:
 
 
 @step(phase="opening")
+def receive_descriptors(fd: object, *names: str) -> Records:
+    """Receive descriptors over a unix socket, as many as there are names: recvmsg, SCM_RIGHTS.
+
+    They become the slots of these names, close-on-exec, in the order in which they were sent with
+    one message of one byte. It waits for the message.
+
+    Raises: EAGAIN from a socket that does not wait. A descriptor that did not come (EMFILE) is -1.
+    See: unix(7), recvmsg(2).
+    """
+    if not 0 < len(names) <= MOST_SENT:
+        msg = f"receive_descriptors: {len(names)} names; one message brings 1 to {MOST_SENT}"
+        raise DeclarationError(msg)
+    numbers = struct.pack("<i", -1) * len(names)
+    control = Scratch(CMSGHDR.pack(CMSGHDR.size + len(numbers), 0, 0) + numbers)
+    byte = Scratch(bytes(8))
+    vector = Scratch(struct.pack("<QQ", 0, 1), {0: byte})
+    header = Scratch(
+        MSGHDR.pack(0, 0, 0, 1, 0, CMSGHDR.size + -len(numbers) % 8 + len(numbers), 0),
+        {16: vector, 32: control},
+    )
+    yield Call("recvmsg", Fd(fd), header, lib.MSG_CMSG_CLOEXEC, expect=1, retry=True)
+    for n, name in enumerate(names):
+        yield Move(control.at(CMSGHDR.size + 4 * n), to=Slot(name))
+
+
+@step(phase="opening")
 def open_memory(label: str, flags: int = 0, *, name: str) -> Records:
     """Make a file in memory; `label` is what /proc shows: memfd_create.
 
@@ -242,6 +260,6 @@ def write_file(
     """
     fd = Slot()
     flags |= os.O_CLOEXEC
-    yield Call("openat", directory(dirfd), opened(path, flags), flags, mode, to=fd, retry=True)
+    yield Call("openat", directory(dirfd), path_of(path), flags, mode, to=fd, retry=True)
     yield Call("write", fd, data, len(data), expect=len(data), retry=True)
     yield Call("close", fd)

@@ -6,7 +6,6 @@ import struct
 
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import NUMBERS, lib
-from clonekit.linux.shared_memory import REFUSED_CALLS, REFUSED_KEYCTL, REFUSED_PRCTL
 from clonekit.records import Call, Data, Fd, Slot
 from clonekit.steps.step import Option, step
 
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 
 INSTRUCTION_SIZE = 8
 MOST_INSTRUCTIONS = 4096
-C_INT = 0xFFFFFFFF  # prctl's option and keyctl's operation: the kernel does not see more
 
 
 @step(phase="landlock", field="landlock")
@@ -70,6 +68,7 @@ def parse_prctl(text: str) -> tuple[object, ...]:
     phase="prctl",
     field="prctl",
     lasting=True,
+    raw=True,
     each=lambda calls: [tuple(call) for call in calls],
     option=Option("OPTION[,ARG...]", parse_prctl, list),
 )
@@ -86,14 +85,11 @@ def set_attribute(option: int | str, *arguments: Operand) -> Records:
             msg = f"prctl: {option!r} is no option known here; give its number"
             raise DeclarationError(msg)
     else:
-        number = int(option) & C_INT
-    if number in REFUSED_PRCTL:
-        msg = f"prctl: option {option}: {REFUSED_PRCTL[number]}"
-        raise DeclarationError(msg)
+        number = int(option)
     yield Call("prctl", number, *arguments, *(0,) * (4 - len(arguments)))
 
 
-@step(phase="prctl")
+@step(phase="prctl", raw=True)
 def system_call(
     name: str | int,
     *operands: Operand,
@@ -110,33 +106,18 @@ def system_call(
 
     Raises: what the call raises. See: syscalls(2).
     """
-    from clonekit.linux.abi import name_of
-
     if isinstance(name, int) and not 0 <= name < 1 << 31:
         msg = f"{name} cannot be the number of a system call"
         raise DeclarationError(msg)
-    known = name_of(name) if isinstance(name, int) else name
     if isinstance(name, str) and name not in NUMBERS:
         msg = f"{name!r} is no system call of this machine; give its number"
         raise DeclarationError(msg)
-    if known in REFUSED_CALLS:
-        msg = f"{known}: {REFUSED_CALLS[known]}"
-        raise DeclarationError(msg)
-    if known in {"prctl", "keyctl"} and operands:
-        refused = REFUSED_PRCTL if known == "prctl" else REFUSED_KEYCTL
-        if not isinstance(operands[0], int):
-            msg = f"{known}: what it does must be known before the spawn; give its number"
-            raise DeclarationError(msg)
-        reason = refused.get(operands[0] & C_INT)
-        if reason:
-            msg = f"{known}: {operands[0]}: {reason}"
-            raise DeclarationError(msg)
     if len(operands) > 6:  # noqa: PLR2004 - the kernel's own limit
-        msg = f"{known}: a system call has at most 6 operands, not {len(operands)}"
+        msg = f"{name}: a system call has at most 6 operands, not {len(operands)}"
         raise DeclarationError(msg)
     errnos = tuple(tolerate)
     if len(errnos) > lib.CK_TOLERATED or not all(0 < number < 256 for number in errnos):  # noqa: PLR2004
-        msg = f"{known}: tolerate at most {lib.CK_TOLERATED} errnos, each below 256"
+        msg = f"{name}: tolerate at most {lib.CK_TOLERATED} errnos, each below 256"
         raise DeclarationError(msg)
     slot = None if result is None else Slot(result)
     yield Call(name, *operands, to=slot, expect=expect, tolerate=errnos, retry=retry)

@@ -91,6 +91,11 @@ def ignore_signals(names: Iterable[int | str]) -> Records:
     yield from dispositions(names, SIG_IGN)
 
 
+def mask_of(names: Iterable[int | str]) -> int:
+    """A set of signals as the kernel takes it."""
+    return sum(1 << number - 1 for number in {signal_number(name) for name in names})
+
+
 @step(phase="mask", field="sigmask", lasting=True, option=Option("NAMES", parse_names))
 def set_signal_mask(names: Iterable[int | str] | None = None) -> Records:
     """The signals that are blocked when the program begins: rt_sigprocmask.
@@ -103,8 +108,7 @@ def set_signal_mask(names: Iterable[int | str] | None = None) -> Records:
     if names is None:
         yield Call("rt_sigprocmask", lib.SIG_SETMASK, CALLER_MASK, 0, SIGSET_SIZE)
         return
-    mask = sum(1 << number - 1 for number in {signal_number(name) for name in names})
-    packed = struct.pack("<Q", mask)
+    packed = struct.pack("<Q", mask_of(names))
     yield Call("rt_sigprocmask", lib.SIG_SETMASK, packed, 0, SIGSET_SIZE)
 
 

@@ -45,6 +45,10 @@ class Option:
         self.many = many
 
 
+#: For a field that makes no sense on the command line.
+NO_OPTION = Option()
+
+
 def names_or_number(text: str) -> int | list[str]:
     """`one,two`, or a number."""
     return int(text, 0) if text[:1].isdigit() else text.split(",")
@@ -53,7 +57,7 @@ def names_or_number(text: str) -> int | list[str]:
 class Kind:
     """One step of the library: its phase, its field in a declaration, its function."""
 
-    __slots__ = ("each", "field", "function", "lasting", "name", "option", "phase")
+    __slots__ = ("each", "field", "function", "lasting", "name", "option", "phase", "raw")
 
     def __init__(
         self,
@@ -64,8 +68,10 @@ class Kind:
         option: Option | None,
         *,
         lasting: bool,
+        raw: bool,
     ) -> None:
         self.lasting = lasting
+        self.raw = raw
         self.function = function
         self.name = function.__name__
         self.phase = phase
@@ -167,18 +173,20 @@ def step(
     each: Callable[[Any], Iterable[tuple[Any, ...]]] | None = None,
     option: Option | None = None,
     lasting: bool = False,
+    raw: bool = False,
 ) -> Callable[[Callable[P, Records]], Callable[P, Step]]:
     """Make a generator of records a step.
 
     `field` is its name in a declaration; `each` turns that field's value into the arguments of
     one or more steps (by default the value is the one argument, and True means "no argument").
     `lasting` promises that the records depend on the arguments alone, never on our own ids, files
-    or descriptors: what they compile to may then serve again.
+    or descriptors: what they compile to may then serve again. `raw` says that the caller chooses the
+    call itself, which is then checked against what a child must not do.
     """
 
     def register(function: Callable[P, Records]) -> Callable[P, Step]:
         kind = KINDS[function.__name__] = Kind(
-            function, phase, field, each, option, lasting=lasting
+            function, phase, field, each, option, lasting=lasting, raw=raw
         )
         return kind
 

@@ -1,0 +1,197 @@
+/* A child that does not hold its parent: a spawn with a deadline, and one that waits for orders.
+ *
+ * The same frame, machine, clone and verdict as in parent.c; only the waiting is ours. One cell, the
+ * report's state, says all: the child stores there how an order ended, and the kernel clears it when
+ * exec or the child's end takes our memory from it. Either wakes whoever sleeps on the cell. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <linux/futex.h>
+
+#include "arch.h"
+#include "child.h"
+#include "newer.h"
+
+enum {
+    SPINS = 2000,                       /* some 20 to 60 µs: more than a sleep and a wake-up cost */
+    SLICE = 50 * 1000 * 1000,           /* ns after which the pidfd is looked at: P8 */
+};
+
+/* Awake for a moment, unless that could keep the processor from whoever is waited for: P5. */
+static uint32_t
+spins(void)
+{
+    int policy = sched_getscheduler(0);
+
+    return policy == SCHED_OTHER || policy == SCHED_BATCH ? SPINS : 0;
+}
+
+static uint32_t
+state_of(struct ck_driven *driven)
+{
+    return __atomic_load_n(&driven->frame->report.state, __ATOMIC_ACQUIRE);
+}
+
+/* With all signals blocked: P6. */
+static void
+raise_guard(struct ck_driven *driven, uint32_t guard)
+{
+    if (guard) {
+        ck_raise_guard(guard);
+        driven->guards++;
+    }
+}
+
+static void
+lower_guards(struct ck_driven *driven, int has_execd)
+{
+    for (; driven->guards; driven->guards--) {
+        if (has_execd)
+            ck_lower_guard_after_exec(driven->pid, driven->pidfd);
+        else
+            ck_lower_guard();
+    }
+}
+
+int
+ck_begin(const struct ck_program *program, const int64_t *inputs, struct ck_stamp *trace,
+         uint32_t stays, struct ck_driven *driven, struct ck_outcome *outcome)
+{
+    uint64_t mask;
+    int64_t pid;
+
+    memset(driven, 0, sizeof *driven);
+    memset(outcome, 0, sizeof *outcome);
+    driven->pidfd = outcome->pidfd = -1;
+    if (!ck_all_open(program, outcome))
+        return -1;
+    driven->program = program;
+    driven->memory = ck_take_memory(program, &driven->size);
+    if (!driven->memory) {
+        outcome->stage = CK_NO_MEMORY;
+        outcome->result = -ENOMEM;
+        return -1;
+    }
+    mask = ck_block_signals();                                          /* P1 */
+    raise_guard(driven, program->guard);
+    struct ck_frame *frame = driven->frame = ck_frame_in(driven->memory);
+    *frame = (struct ck_frame){
+        .trace = trace, .stays = stays, .spins = spins(), .report = { .state = CK_RUNNING },
+    };
+    ck_lay_out(frame, ck_room_in(frame), program, inputs, mask);
+    if (trace)
+        outcome->clone_before = ck_cycles();
+    pid = ck_start(program, inputs, driven->memory, &driven->pidfd);
+    if (trace)
+        outcome->clone_after = ck_cycles();
+    if (pid < 0)
+        lower_guards(driven, 0);
+    ck_restore_signals(mask);
+    if (pid >= 0) {
+        outcome->pid = driven->pid = (int32_t)pid;
+        return 0;
+    }
+    outcome->stage = CK_NO_CLONE;
+    outcome->result = pid;
+    ck_give_memory(driven->memory, driven->size);
+    driven->memory = NULL;
+    return -1;
+}
+
+/* Whether the child has ended, though the kernel did not clear the cell: P8. */
+static int
+has_ended(const struct ck_driven *driven)
+{
+    struct ck_exit ended;
+    int waited = ck_wait(driven->pidfd, WEXITED | WNOHANG | WNOWAIT | __WALL, &ended);
+
+    return waited == -ECHILD || (waited == 0 && ended.pid);
+}
+
+uint32_t
+ck_attend(struct ck_driven *driven, int64_t nanoseconds)
+{
+    struct timespec timeout = { .tv_nsec = nanoseconds < SLICE ? nanoseconds : SLICE };
+    uint32_t state = state_of(driven);
+
+    for (uint32_t n = nanoseconds ? spins() : 0; n && state == CK_RUNNING; n--) {
+        ck_pause();
+        state = state_of(driven);
+    }
+    if (state == CK_RUNNING && nanoseconds > 0) {
+        ck_syscall(SYS_futex, (long)&driven->frame->report.state, FUTEX_WAIT, CK_RUNNING,
+                   (long)&timeout, 0, 0);
+        state = state_of(driven);
+    }
+    return state == CK_RUNNING && has_ended(driven) ? CK_GONE : state;
+}
+
+int
+ck_order(struct ck_driven *driven, const struct ck_program *program, const int64_t *inputs,
+         uint32_t stays, const struct ck_record *bell)
+{
+    struct ck_frame *frame = driven->frame;
+    uint32_t state = state_of(driven);
+    void *room = calloc(1, ck_room_of(program) + 1);
+    uint64_t mask;
+
+    if (!room)
+        return -ENOMEM;
+    mask = ck_block_signals();
+    raise_guard(driven, program->guard);
+    ck_restore_signals(mask);
+    free(driven->room);
+    driven->room = room;
+    driven->program = program;
+    ck_lay_out(frame, room, program, inputs, mask);
+    frame->stays = stays;
+    frame->bell = bell;
+    frame->report.record = 0;
+    frame->report.result = 0;
+    frame->report.ended = CK_GONE;
+    if (state == CK_GONE || !__atomic_compare_exchange_n(&frame->report.state, &state, CK_RUNNING, 0,
+                                                         __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
+        return -ESRCH;                                                  /* P7 */
+    __atomic_add_fetch(&frame->order, 1, __ATOMIC_RELEASE);
+    ck_syscall(SYS_futex, (long)&frame->order, FUTEX_WAKE_PRIVATE, 1, 0, 0, 0);
+    return 0;
+}
+
+void
+ck_report(const struct ck_driven *driven, struct ck_outcome *outcome)
+{
+    const struct ck_report *report = &driven->frame->report;
+
+    outcome->stage = report->ended == CK_DONE ? CK_WAITS : CK_REFUSED;
+    outcome->record = report->record;
+    outcome->result = report->result;
+}
+
+void
+ck_end(struct ck_driven *driven, int dead, struct ck_outcome *outcome)
+{
+    uint64_t mask;
+
+    if (!driven->memory)
+        return;
+    if (dead)
+        ck_syscall(SYS_pidfd_send_signal, driven->pidfd, SIGKILL, 0, 0, 0, 0);
+    mask = ck_block_signals();
+    outcome->pid = driven->pid;
+    ck_judge(driven->program, driven->frame, dead, driven->pidfd, outcome);
+    lower_guards(driven, outcome->stage == CK_SPAWNED);
+    ck_restore_signals(mask);
+    free(driven->room);
+    ck_give_memory(driven->memory, driven->size);
+    driven->memory = NULL;
+    driven->room = NULL;
+    driven->pidfd = -1;
+}

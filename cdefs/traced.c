@@ -1,0 +1,296 @@
+/* A child that is stopped after its exec, before its first instruction.
+ *
+ * It has a memory of its own by now. Records are run in it by the same loop as elsewhere (run.h); a
+ * call is made by its own registers at an instruction that its vDSO has, so that no byte of the
+ * program is touched. All of it must come from one thread: the child's tracer is the thread that
+ * made it. The hazards:
+ *
+ * T1  A signal would start a handler of the program's, or change what it does at its start.
+ *     All are blocked while it is held. SIGSTOP cannot be: it is kept, and sent again at the end.
+ * T2  We may die. The kernel then kills it (PTRACE_O_EXITKILL); until that is set, its parent-death
+ *     signal does (arrange.py).
+ * T3  A call that a signal has interrupted would be made again by the kernel, with registers that
+ *     are not its own. The kernel is told that there is no call to restart; we make it again.
+ * T4  It may be killed at any moment. Every wait sees that, and leaves the zombie to who reaps it.
+ */
+#define _GNU_SOURCE
+#include <elf.h>
+#include <errno.h>
+#include <sched.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <time.h>
+
+#define CK_TRACER
+#include "arch.h"
+#include "child.h"
+#include "run.h"
+
+enum {
+    IDLE = 0, ENTERING = 1, INSIDE = 2, LOST = 3,    /* ck_traced.stage */
+    STOPPED = 1, ENDED = 2,                          /* what a wait has seen */
+    SYSCALL_STOP = SIGTRAP | 0x80,
+    YIELDS = 100,
+    PAUSE = 50 * 1000,
+    FIRST_RESTART = 512, LAST_RESTART = 516,         /* ERESTARTSYS and its kin */
+};
+
+_Static_assert(sizeof(ck_registers) <= sizeof(((struct ck_traced *)0)->registers),
+               "the registers fit");
+
+static long
+ptrace_(long request, int pid, uintptr_t address, uintptr_t data)
+{
+    return ck_syscall(SYS_ptrace, request, pid, (long)address, (long)data, 0, 0);
+}
+
+static int64_t
+now(void)
+{
+    struct timespec time;
+
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
+}
+
+/* Whether it has stopped (by this signal) or ended, or neither. */
+static int
+look(int pidfd, int options, int *signal)
+{
+    struct ck_exit seen;
+    int waited;
+
+    do
+        waited = ck_wait(pidfd, WEXITED | WSTOPPED | WNOWAIT | __WALL | options, &seen);
+    while (waited == -EINTR && !(options & WNOHANG));
+    if (waited < 0)
+        return ENDED;
+    if (!seen.pid)
+        return 0;
+    if (seen.code != CLD_TRAPPED && seen.code != CLD_STOPPED)
+        return ENDED;                                                   /* T4 */
+    ck_wait(pidfd, WSTOPPED | WNOHANG | __WALL, &seen);
+    *signal = seen.status;
+    return STOPPED;
+}
+
+void
+ck_pass_stop(const struct ck_driven *driven)
+{
+    int signal;
+
+    if (look(driven->pidfd, WNOHANG, &signal) != STOPPED)
+        return;
+    /* The cell is cleared before the exec ends: this is no stop of its own. */
+    if (__atomic_load_n(&driven->frame->report.state, __ATOMIC_ACQUIRE) == CK_RUNNING)
+        ptrace_(PTRACE_CONT, driven->pid, 0, 0);
+}
+
+static int
+get_registers(struct ck_traced *traced, ck_registers *registers)
+{
+    struct iovec place = { registers, sizeof *registers };
+    long result = ptrace_(PTRACE_GETREGSET, traced->pid, NT_PRSTATUS, (uintptr_t)&place);
+
+    if (result == 0 && place.iov_len != sizeof *registers)
+        return -EOPNOTSUPP;                         /* a program of another word size */
+    return (int)result;
+}
+
+static int
+set_registers(struct ck_traced *traced, const void *registers)
+{
+    struct iovec place = { (void *)(uintptr_t)registers, sizeof(ck_registers) };
+
+    return (int)ptrace_(PTRACE_SETREGSET, traced->pid, NT_PRSTATUS, (uintptr_t)&place);
+}
+
+static int
+set_mask(struct ck_traced *traced, uint64_t mask)
+{
+    return (int)ptrace_(PTRACE_SETSIGMASK, traced->pid, sizeof mask, (uintptr_t)&mask);
+}
+
+int
+ck_hold(struct ck_traced *traced, int pid, int pidfd)
+{
+    const long options = PTRACE_O_EXITKILL | PTRACE_O_TRACESYSGOOD;
+    int result, signal = 0;
+
+    memset(traced, 0, sizeof *traced);
+    traced->pid = pid;
+    traced->pidfd = pidfd;
+    if (look(pidfd, 0, &signal) != STOPPED)
+        return -ESRCH;
+    if (signal != SIGTRAP)
+        traced->held |= (uint64_t)1 << (signal - 1);
+    traced->size = sizeof(ck_registers);
+    result = (int)ptrace_(PTRACE_SETOPTIONS, pid, 0, (uintptr_t)options);           /* T2 */
+    if (result == 0)
+        result = set_mask(traced, ~(uint64_t)0);                                    /* T1 */
+    return result ? result : get_registers(traced, (ck_registers *)traced->registers);
+}
+
+/* Wait for a stop that a call causes, and keep the signals of others. 0, or 1 when it is too early
+ * or, LOST, too late. */
+static int
+wait_for_call(struct ck_injection *injection)
+{
+    struct ck_traced *traced = injection->traced;
+
+    for (unsigned looks = 0;; looks++) {
+        int signal = 0, seen = look(traced->pidfd, WNOHANG, &signal);
+        if (seen == ENDED) {
+            traced->stage = LOST;
+            return 1;
+        }
+        if (seen == STOPPED && signal == SYSCALL_STOP)
+            return 0;
+        if (seen == STOPPED) {                                                      /* T1 */
+            if (signal > 0 && signal <= 64)
+                traced->held |= (uint64_t)1 << (signal - 1);
+            ptrace_(PTRACE_SYSCALL, traced->pid, 0, 0);
+        } else if (looks < YIELDS)
+            sched_yield();
+        else if (now() >= injection->until)
+            return 1;
+        else if (nanosleep(&(struct timespec){ .tv_nsec = PAUSE }, NULL) != 0)
+            injection->until = 0;               /* a signal for us: the caller looks at it */
+    }
+}
+
+static inline int
+make_call(struct ck_frame *frame, const struct ck_record *record, const long *operands, long *result)
+{
+    struct ck_injection *injection = (struct ck_injection *)frame;
+    struct ck_traced *traced = injection->traced;
+    ck_registers registers;
+
+    for (;;) {
+        if (traced->stage == LOST)
+            return 1;
+        if (traced->stage == IDLE) {
+            memcpy(&registers, traced->registers, sizeof registers);
+            ck_call_registers(&registers, traced->gate, record->nr, operands);      /* T3 */
+            if (set_registers(traced, &registers) != 0) {
+                traced->stage = LOST;
+                return 1;
+            }
+            traced->stage = ENTERING;
+            ptrace_(PTRACE_SYSCALL, traced->pid, 0, 0);
+        }
+        if (traced->stage == ENTERING) {
+            if (wait_for_call(injection))
+                return 1;
+            traced->stage = INSIDE;
+            ptrace_(PTRACE_SYSCALL, traced->pid, 0, 0);
+        }
+        if (wait_for_call(injection))
+            return 1;
+        traced->stage = get_registers(traced, &registers) == 0 ? IDLE : LOST;
+        *result = ck_call_result(&registers);
+        if (*result > -FIRST_RESTART || *result < -LAST_RESTART)
+            return traced->stage == LOST;
+    }
+}
+
+static inline long
+load(struct ck_frame *frame, unsigned long address, unsigned width)
+{
+    struct ck_injection *injection = (struct ck_injection *)frame;
+    int64_t value = 0;
+
+    ck_peek(injection->traced, address, (uint8_t *)&value, width);
+    return width == 4 ? (int32_t)value : value;
+}
+
+static inline void
+store(struct ck_frame *frame, unsigned long address, unsigned width, long value)
+{
+    struct ck_injection *injection = (struct ck_injection *)frame;
+
+    ck_poke(injection->traced, address, (const uint8_t *)&value, width);
+}
+
+uint32_t
+ck_inject(struct ck_injection *injection, int64_t nanoseconds)
+{
+    struct ck_frame *frame = &injection->frame;
+
+    injection->until = now() + nanoseconds;
+    frame->report.state = run(frame, frame->report.record);
+    if (injection->traced->stage == LOST)
+        frame->report.state = CK_GONE;
+    return frame->report.state;
+}
+
+/* ---- its memory ---- */
+
+/* One word where the rights of the mapping do not count, as for a debugger. */
+static int
+reach_word(const struct ck_traced *traced, uint64_t address, uint8_t *data, uint64_t size, int write)
+{
+    uint64_t start = address & ~(uint64_t)7, offset = address - start, word;
+    long result = ptrace_(PTRACE_PEEKDATA, traced->pid, start, (uintptr_t)&word);
+
+    if (result != 0)
+        return (int)result;
+    if (!write) {
+        memcpy(data, (uint8_t *)&word + offset, size);
+        return 0;
+    }
+    memcpy((uint8_t *)&word + offset, data, size);
+    return (int)ptrace_(PTRACE_POKEDATA, traced->pid, start, word);
+}
+
+static int64_t
+reach(const struct ck_traced *traced, uint64_t address, uint8_t *data, uint64_t size, int write)
+{
+    struct iovec ours = { data, size }, its = { (void *)address, size };
+    long moved = ck_syscall(write ? SYS_process_vm_writev : SYS_process_vm_readv, traced->pid,
+                            (long)&ours, 1, (long)&its, 1, 0);
+    uint64_t done = moved > 0 ? (uint64_t)moved : 0;
+
+    while (done < size) {
+        uint64_t within = 8 - ((address + done) & 7);
+        uint64_t part = within < size - done ? within : size - done;
+        int result = reach_word(traced, address + done, data + done, part, write);
+        if (result != 0)
+            return done ? (int64_t)done : result;
+        done += part;
+    }
+    return (int64_t)done;
+}
+
+int64_t
+ck_peek(const struct ck_traced *traced, uint64_t address, uint8_t *data, uint64_t size)
+{
+    return reach(traced, address, data, size, 0);
+}
+
+int64_t
+ck_poke(const struct ck_traced *traced, uint64_t address, const uint8_t *data, uint64_t size)
+{
+    return reach(traced, address, (uint8_t *)(uintptr_t)data, size, 1);
+}
+
+/* ---- the end of it ---- */
+
+int
+ck_let_go(struct ck_traced *traced, uint64_t mask)
+{
+    int result = set_registers(traced, traced->registers);
+
+    if (result == 0)
+        result = set_mask(traced, mask);
+    if (result == 0)
+        result = (int)ptrace_(PTRACE_DETACH, traced->pid, 0, 0);
+    for (int signal = 1; result == 0 && signal <= 64; signal++)                     /* T1 */
+        if (traced->held >> (signal - 1) & 1)
+            ck_syscall(SYS_pidfd_send_signal, traced->pidfd, signal, 0, 0, 0, 0);
+    return result;
+}

@@ -1,0 +1,195 @@
+"""A child to which things are done from outside: what one that waits and one that is stopped share."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+
+from clonekit.errors import DeclarationError
+from clonekit.linux.abi import lib
+from clonekit.orders import Order
+from clonekit.records import ChildFd, Fd
+from clonekit.steps.opening import close_descriptor
+from clonekit.steps.sandbox import system_call
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+    from typing import Any, ClassVar, Self
+
+    from clonekit.manners import Manner
+    from clonekit.records import Operand, Slot
+    from clonekit.steps.step import Step
+
+#: How many seconds an order may take where nobody says.
+DEADLINE = 10.0
+
+
+class Child:
+    """A child that carries out orders: any step, any system call.
+
+    Descriptors among a step's arguments are ours (a number, an object with `fileno()`), and are
+    given to the child for that order; or the child's own, a `ChildFd` or a `Slot` that an earlier
+    order has made.
+
+    Attributes:
+        pid: its number here.
+        deadline: how many seconds an order may take. A child that is late is killed: a call that
+            blocks cannot be abandoned.
+        names: what the slots of earlier orders hold.
+    """
+
+    __slots__ = ("__weakref__", "_fds", "_owner", "_pidfd", "deadline", "names", "pid")
+    manner: ClassVar[Manner]
+
+    def __init__(self, pid: int, pidfd: int, deadline: float) -> None:
+        self.pid = pid
+        self._pidfd = pidfd
+        self._owner = os.getpid()  # a copy that forks off has no business with the child
+        self._fds: list[ChildFd] = []
+        self.deadline = deadline
+        self.names: dict[str, Any] = {}
+
+    # What the drivers give.
+
+    def _reserved(self) -> dict[Slot, int]:
+        """Where the child has what is kept there for driving it."""
+        raise NotImplementedError
+
+    def _carry_out(self, order: Order, deadline: float | None) -> list[Any]:
+        """Run an order, and give the results of its steps."""
+        raise NotImplementedError
+
+    # What a caller uses.
+
+    @property
+    def pidfd(self) -> int:
+        """Its pidfd, which this handle owns; -1 when it does not hold the child any more."""
+        return self._pidfd
+
+    def fileno(self) -> int:
+        """The pidfd, for `select` and its kin: readable when the child has ended.
+
+        Raises: ValueError when this handle does not hold the child any more.
+        """
+        if self._pidfd < 0:
+            msg = f"{self!r} holds no child"
+            raise ValueError(msg)
+        return self._pidfd
+
+    def do(self, *steps: Step, deadline: float | None = None) -> Any:
+        """Have the child carry out these steps, in this order, and give their results.
+
+        One step has one result, several have a list. What a step opens is a `ChildFd`, or a tuple
+        of them; any other result is what its last call returned. The slots that it names can be
+        used by later orders. `deadline` is in seconds.
+
+        Raises: SpawnError naming the step that failed: those before it are done, those after it
+            are not, and the child is as alive as before. TimeoutError when the order took too
+            long: the child is killed. ChildProcessError when the child has died. DeclarationError
+            for what cannot be done in such a child; nothing was done then.
+        """
+        results = self._carry_out(self._order(steps), deadline)
+        return results[0] if len(steps) == 1 else results
+
+    def syscall(
+        self, name: str | int, *operands: Operand | bytearray, deadline: float | None = None
+    ) -> Any:
+        """Have the child make a system call, by name or number, and give its result.
+
+        Operands are integers, bytes (their address is passed), a bytearray for what the kernel
+        writes, descriptors as `Fd(ours)` or a `ChildFd`. A new descriptor is a `ChildFd`.
+
+        Raises: what `do` raises; the error's errno is the call's. See: syscalls(2).
+        """
+        return self.do(system_call(name, *operands), deadline=deadline)  # type: ignore[arg-type]
+
+    def give(self, fd: object, at: int | None = None) -> ChildFd:
+        """Give the child a descriptor of ours: SCM_RIGHTS over a socket of its own.
+
+        It has the same open file then, close-on-exec, at the lowest free number, or `at` this one.
+        In a suspended program it is not close-on-exec: it is the program's.
+        """
+        source, waits = Fd(fd), self.manner.shares
+        if at is None:
+            command = lib.F_DUPFD_CLOEXEC if waits else lib.F_DUPFD
+            given: ChildFd = self.syscall("fcntl", source, command, 0)
+        else:
+            given = self.syscall("dup3", source, at, os.O_CLOEXEC if waits else 0)
+        return given
+
+    def getfd(self, fd: int) -> int:
+        """A descriptor of ours for the open file behind its descriptor `fd`: pidfd_getfd.
+
+        Raises: EPERM without the right to trace it, EBADF. Since: Linux 5.6. See: pidfd_getfd(2).
+        """
+        from clonekit.linux.pidfd import pidfd_getfd
+
+        return pidfd_getfd(self.fileno(), fd)
+
+    # What a ChildFd and an Order use.
+
+    def opened(self, number: int) -> ChildFd:
+        """A new descriptor of the child's."""
+        fd = ChildFd(self, number)
+        self._fds = [other for other in self._fds if other.number not in (-1, number)]
+        self._fds.append(fd)
+        return fd
+
+    def close_descriptor(self, fd: ChildFd) -> None:
+        """Have the child close one of its descriptors."""
+        self.do(close_descriptor(fd))
+
+    def _order(self, steps: Sequence[Step]) -> Order:
+        """These steps, compiled for this child."""
+        if not steps:
+            msg = "an order has at least one step; give one"
+            raise DeclarationError(msg)
+        return Order(steps, self.manner, known=self.names, reserved=self._reserved())
+
+    def _close_given(self, order: Order, registers: Any) -> None:
+        """Close what an order that failed was given: its last records would have done that."""
+        numbers = [
+            registers[order.setup.assembler.registers[slot]]
+            for slot in order.arranged.given.values()
+        ]
+        if numbers and max(numbers) >= 0:
+            self.do(*(system_call("close", number) for number in numbers if number >= 0))
+
+    def _is_ours(self) -> bool:
+        """Whether this process is the one that made the child."""
+        return os.getpid() == self._owner
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        """End the child, and reap it. One that has begun its program is not touched."""
+        raise NotImplementedError
+
+    def __del__(self) -> None:
+        if getattr(self, "_pidfd", -1) >= 0:
+            self.kill()
+
+
+def send(channel: socket.socket, fds: Sequence[int]) -> None:
+    """Send our descriptors to the child, which is about to take them."""
+    try:
+        socket.send_fds(channel, [b"."], list(fds), socket.MSG_NOSIGNAL)
+    except (BrokenPipeError, ConnectionResetError):
+        return  # it has died, and the order will tell
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            raise
+        msg = f"one of the descriptors {list(fds)} is not open here; leave it out, or open it first"
+        raise DeclarationError(msg) from None

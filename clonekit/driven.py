@@ -1,0 +1,125 @@
+"""Drive a child that does not hold us: a program with a deadline, or one that is to be suspended."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+
+from clonekit.linux.abi import ffi, lib
+from clonekit.process import Process, made
+from clonekit.vforked import Trace, traced
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from clonekit.compiled import Compiled
+
+GONE, RUNNING = lib.CK_GONE, lib.CK_RUNNING
+SLICE = 50_000_000  # ns after which Python looks for signals, which may come just before a wait
+
+
+class Driven:
+    """The child, as the C side holds it: its clone, its orders, its end.
+
+    Attributes:
+        struct, outcome: struct ck_driven and the ck_outcome of the last order.
+        stops: whether it stops at its exec.
+    """
+
+    __slots__ = ("_held", "outcome", "stops", "struct")
+
+    def __init__(self) -> None:
+        self.struct = ffi.new("struct ck_driven *")
+        self.outcome = ffi.new("struct ck_outcome *")
+        self.stops = False
+        self._held: tuple[Any, ...] = ()  # what the child reads
+
+    def begin(
+        self, program: Compiled, values: list[int], stays: int, stamps: Any = ffi.NULL
+    ) -> None:
+        """Make the child, which runs the program.
+
+        Raises: SpawnError, DeclarationError.
+        """
+        inputs = ffi.new("int64_t[]", values)
+        self._held = program, inputs, stamps
+        self.stops = program.setup.suspension is not None
+        if lib.ck_begin(program.struct, inputs, stamps, stays, self.struct, self.outcome):
+            from clonekit.failure import failure
+
+            raise failure(program, self.outcome)
+
+    def order(self, order: Compiled, values: list[int], stays: int, bell: Any = ffi.NULL) -> int:
+        """Give the child another order: 0 or -errno."""
+        inputs = ffi.new("int64_t[]", values)
+        result: int = lib.ck_order(self.struct, order.struct, inputs, stays, bell)
+        self._held = order, bell, self._held[0]  # it may be about to leave the last order
+        self.stops = order.setup.suspension is not None
+        return result
+
+    def attend(self, until: float) -> int:
+        """Wait for the end of the order, until this time: CK_RUNNING if it has not come.
+
+        Python's handlers of signals run meanwhile.
+        """
+        while True:
+            left = until - time.monotonic()
+            state: int = lib.ck_attend(self.struct, int(max(min(left * 1e9, SLICE), 0)))
+            if state != RUNNING or left <= 0:
+                return state
+            if self.stops:
+                lib.ck_pass_stop(self.struct)
+
+    def report(self) -> Any:
+        """How the order of a child that waits again has ended."""
+        lib.ck_report(self.struct, self.outcome)
+        return self.outcome
+
+    def end(self, *, dead: bool) -> Any:
+        """What became of a child that is gone; with `dead` it is ended first. It is forgotten."""
+        lib.ck_end(self.struct, dead, self.outcome)
+        return self.outcome
+
+
+def run(
+    program: Any, values: list[int] | None, trace: list[object] | None
+) -> tuple[Process, Trace | None]:
+    """Spawn the program with these input registers; trace it if `trace` is a list.
+
+    Raises: SpawnError; one that is a TimeoutError at the deadline.
+    """
+    deadline = program.setup.deadline
+    stamps = ffi.NULL
+    if trace is not None:
+        stamps = ffi.new("struct ck_stamp[]", len(program))
+        start = ffi.new("uint64_t *")
+        cycles = lib.ck_read_cycles(start)
+    driven = Driven()
+    parent, values = program.with_parent(values or [])
+    try:
+        driven.begin(program, values, lib.CK_ENDS, stamps)
+        until = time.monotonic() + (float("inf") if deadline is None else deadline)
+        state = driven.attend(until)
+    except BaseException:
+        driven.end(dead=True)
+        raise
+    finally:
+        if parent >= 0:
+            os.close(parent)
+    outcome = driven.end(dead=state == RUNNING)
+    if outcome.stage != lib.CK_SPAWNED:
+        from clonekit.failure import failure, late
+
+        raise late(program, outcome, deadline) if state == RUNNING else failure(program, outcome)
+    if driven.stops:
+        from clonekit.suspended import held
+
+        process: Process = held(program, outcome)
+    else:
+        process = made(outcome.pid, outcome.pidfd, program.argv)
+    if trace is None:
+        return process, None
+    outcome.clone_after = lib.ck_read_cycles(ffi.new("uint64_t *"))
+    return process, traced(stamps, outcome, cycles, start[0])

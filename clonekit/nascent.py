@@ -1,0 +1,319 @@
+"""A child that has not begun its program, and does what it is told until it does.
+
+It shares our memory, and has all else of its own: descriptors, directory, limits, and the
+namespaces that it was made with. What we can do to ourselves we can do to it: step by step, with a
+look at each result, and with things done by us in between.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import threading
+import time
+from signal import SIGKILL
+
+from clonekit.arrange import ABOVE, CGROUP, CHANNEL, EXECUTE, Arranged, beginning
+from clonekit.child import DEADLINE, Child, send
+from clonekit.compiled import Compiled, immediate
+from clonekit.driven import GONE, RUNNING, Driven
+from clonekit.errors import DeclarationError
+from clonekit.failure import died, failure, late
+from clonekit.linux.abi import ffi, lib
+from clonekit.linux.memory import address
+from clonekit.manners import DRIVEN, ORDERED, STARTED
+from clonekit.orders import Order
+from clonekit.process import made
+from clonekit.records import ChildFd, Fd, Slot
+from clonekit.spec import OF_EXEC, Spec, in_order, own_steps, refuse_names_of_the_machine
+from clonekit.steps.descriptors import place_descriptors
+from clonekit.steps.sandbox import set_attribute
+from clonekit.steps.signals import PARENT, set_signal_mask
+from clonekit.steps.step import Step
+from clonekit.suspended import held
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from clonekit.process import Process
+    from clonekit.steps.execute import Text
+
+#: All signals, for a child whose start has failed after it lifted the block.
+EVERY_SIGNAL = tuple(range(1, 65))
+
+
+class Opening(Compiled):
+    """What a child that waits does before its first order.
+
+    It takes a table of its own, ends when we do, and closes all but what it needs to wait: the
+    socket over which it is given descriptors, and a pidfd of ours.
+    """
+
+    __slots__ = ("arranged",)
+
+    def __init__(self, clone: Sequence[Step]) -> None:
+        has_clone3 = bool(lib.ck_has_clone3())
+        first = beginning(DRIVEN, inherits=False, has_clone3=has_clone3)
+        steps = [*first, *clone, place_descriptors({})]
+        self.arranged = Arranged(steps, DRIVEN, (CHANNEL, PARENT))
+        self._compile(self.arranged, steps, has_clone3=has_clone3)
+
+    def values(self, channel: int, parent: int) -> list[int]:
+        """The input registers."""
+        known = {
+            CHANNEL: channel,
+            PARENT: parent,
+            ABOVE: max(channel, parent) + 1,
+        }
+        values = []
+        for slot in self.setup.inputs:
+            if slot.name.startswith(CGROUP):
+                known[slot] = int(slot.name.removeprefix(CGROUP))
+            if slot not in known:
+                msg = f"{slot} has no value yet; give a path or a descriptor"
+                raise DeclarationError(msg)
+            values.append(known[slot])
+        return values
+
+
+class Watch:
+    """The call by which a child that waits sees whether we live: ppoll of a pidfd of ours."""
+
+    __slots__ = ("_polled", "_timeout", "record")
+
+    def __init__(self, number: int) -> None:
+        self._polled = bytearray(struct.pack("<ihh", number, lib.POLLIN, 0))
+        self._timeout = bytes(16)
+        self.record = immediate("ppoll", address(self._polled), 1, address(self._timeout), 0, 8)
+
+    def moved(self, number: int) -> None:
+        """The child has that descriptor at another number now."""
+        struct.pack_into("<i", self._polled, 0, number)
+
+
+class Nascent(Child):
+    """A child that shares our memory and waits for orders, until it is started.
+
+    Made by `nascent()`. As a context manager it leaves nothing: at the block's end a child that was
+    not started is killed and reaped. It is safe to drive from one thread at a time. It ends with us,
+    and with the *thread* that made it.
+    """
+
+    __slots__ = ("_driven", "_numbers", "_socket", "_thread", "_watch")
+    manner = ORDERED
+
+    def __init__(self, opening: Opening, deadline: float) -> None:
+        self._driven = Driven()
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        parent = -1
+        try:
+            parent = os.pidfd_open(os.getpid())
+            self._driven.begin(opening, opening.values(theirs.fileno(), parent), lib.CK_STAYS_DONE)
+            super().__init__(self._driven.struct.pid, self._driven.struct.pidfd, deadline)
+            self._thread = threading.get_native_id()
+            self._numbers = {slot: opening.arranged.moved[Fd(slot)] for slot in (CHANNEL, PARENT)}
+            self._watch = Watch(self._numbers[PARENT])
+            self._driven.struct.frame.watch = self._watch.record
+            self._finish(opening, deadline)
+        except BaseException:
+            self._socket.close()
+            raise
+        finally:
+            theirs.close()
+            if parent >= 0:
+                os.close(parent)
+
+    def _reserved(self) -> dict[Slot, int]:
+        return self._numbers
+
+    # Orders.
+
+    def _carry_out(self, order: Order, deadline: float | None) -> list[Any]:
+        limit = self._hand_over(order, lib.CK_STAYS, deadline)
+        self._finish(order, limit)
+        return self._results(order)
+
+    def _results(self, order: Order) -> list[Any]:
+        """What an order that was carried out has brought."""
+        frame = self._driven.struct.frame
+        scratch = ffi.buffer(frame.scratch, order.struct.scratch_size)[:]
+        return order.outcome(self, frame.registers, scratch)
+
+    def _hand_over(
+        self, order: Order, stays: int, deadline: float | None, bell: Any = ffi.NULL
+    ) -> float:
+        """Give the child an order, and what it needs for it; say how long it may take."""
+        self.fileno()
+        if order.given:
+            send(self._socket, order.given)
+        if order.schedules:
+            self._driven.struct.frame.spins = 0
+        if self._driven.order(order, order.values, stays, bell):
+            raise died(self.pid, self._end(dead=True).result)
+        return self.deadline if deadline is None else deadline
+
+    def _finish(self, order: Compiled, limit: float) -> Process | None:
+        """Wait until the order is carried out, and judge it."""
+        try:
+            state = self._driven.attend(time.monotonic() + limit)
+        except BaseException:  # a handler of a signal raised: the call cannot be abandoned
+            self.kill()
+            raise
+        return self._judge(order, state, limit)
+
+    def _judge(self, order: Compiled, state: int, limit: float) -> Process | None:
+        """What has become of an order: a process if it began one.
+
+        Raises: SpawnError if it was not carried out.
+        """
+        if state == RUNNING:
+            outcome = self._end(dead=True)
+            raise late(order, outcome, limit)
+        if state == GONE:
+            outcome = self._end(dead=False)
+            if outcome.stage != lib.CK_SPAWNED:
+                raise failure(order, outcome)
+            if isinstance(order, Order) and order.setup.suspension is not None:
+                return held(order, outcome)
+            return made(outcome.pid, outcome.pidfd, getattr(order, "argv", ()))
+        outcome = self._driven.report()
+        if outcome.stage == lib.CK_REFUSED:
+            error = failure(order, outcome)
+            if isinstance(order, Order):
+                self._repair(order, int(outcome.record))
+            raise error
+        return None
+
+    def _repair(self, order: Order, record: int) -> None:
+        """After an order that has failed, the child is as before but for the steps that were done."""
+        arranged, step = order.arranged, order.step_of(record)
+        if 0 <= arranged.vector == step:
+            self.kill()  # its descriptors are between two places
+            return
+        if arranged.vector < 0 or step < arranged.vector:
+            self._close_given(order, self._driven.struct.frame.registers)
+        else:
+            self._renumber(arranged.moved)
+        if arranged.vector >= 0:
+            again = [set_signal_mask(EVERY_SIGNAL), set_attribute("PR_SET_PDEATHSIG", SIGKILL)]
+            repair = Order(again, STARTED, known={}, reserved=self._numbers)
+            self._finish(repair, self._hand_over(repair, lib.CK_STAYS, None))
+
+    def _renumber(self, moved: dict[Fd, int]) -> None:
+        """A start that failed has placed its vector: what the child keeps is above it."""
+        for fd, number in moved.items():
+            if isinstance(fd.of, ChildFd):
+                fd.of.number = number
+            elif fd.of in self._numbers:
+                self._numbers[fd.of] = number  # type: ignore[index]
+        self._watch.moved(self._numbers[PARENT])
+
+    # The end of waiting.
+
+    def start(
+        self,
+        argv: Sequence[Text] | Sequence[Step],
+        /,
+        *,
+        deadline: float | None = None,
+        **declaration: Any,
+    ) -> Process:
+        """Begin the program: what is left of the declaration, then exec. The result is a Process.
+
+        `argv` and `declaration` are as for `spawn`, but for what only a clone can do; or `argv` is a
+        list of steps that ends with `execute`. Changes of ids and capabilities, joins of user
+        namespaces and seccomp filters belong here. With `suspended=True` it is a `Suspended`.
+
+        Raises: SpawnError naming the step that failed. If no such change was part of it, the child
+            waits again, and may be started otherwise. TimeoutError, ChildProcessError,
+            DeclarationError as from `do`.
+        """
+        order = self._starting(argv, declaration)
+        stays = lib.CK_STAYS if order.repeatable else lib.CK_ENDS
+        process = self._finish(order, self._hand_over(order, stays, deadline))
+        assert process is not None  # noqa: S101 - an exec succeeds, or is a failure
+        return process
+
+    def _starting(
+        self, argv: Sequence[Text] | Sequence[Step], declaration: dict[str, Any]
+    ) -> Order:
+        """The order that begins the program."""
+        if isinstance(argv, list | tuple) and any(isinstance(part, Step) for part in argv):
+            if declaration:
+                msg = f"steps have an order of their own; say {', '.join(declaration)} as steps too"
+                raise DeclarationError(msg)
+            steps = own_steps(argv)
+            if steps[-1].kind is not EXECUTE:
+                msg = "a program ends with one execute(argv) step; put it last"
+                raise DeclarationError(msg)
+        else:
+            steps = Spec(argv, **declaration).steps()  # type: ignore[arg-type]
+        alive = [fd for fd in self._fds if fd.number >= 0]
+        order = Order(steps, STARTED, known=self.names, reserved=self._numbers, alive=alive)
+        if order.setup.suspension is not None and threading.get_native_id() != self._thread:
+            msg = "a child can be suspended only by the thread that made it; start it from there"
+            raise DeclarationError(msg)
+        return order
+
+    def _end(self, *, dead: bool) -> Any:
+        """Forget the child, which is gone, or ended here."""
+        self._pidfd = -1
+        self._socket.close()
+        return self._driven.end(dead=dead)
+
+    def kill(self) -> None:
+        """End the child, and reap it. One that has begun its program is not touched."""
+        if self._pidfd < 0:
+            return
+        if self._is_ours():
+            self._end(dead=True)
+        else:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    def __repr__(self) -> str:
+        state = "waits" if self._pidfd >= 0 else "is no more held here"
+        return f"<Nascent child {self.pid}: {state}>"
+
+
+def split(fields: dict[str, Any]) -> tuple[list[Step], list[Step]]:
+    """A declaration's steps: what is asked of the clone, and what the child does first."""
+    for name in fields:
+        if name in OF_EXEC or name in {"check", "suspended"}:
+            msg = f"{name} belongs to the start of the program; give it to start()"
+            raise DeclarationError(msg)
+    refuse_names_of_the_machine(fields)
+    steps = in_order(Spec(["nascent"], **fields).fields)
+    return (
+        [step for step in steps if step.phase == "clone"],
+        [step for step in steps if step.phase != "clone"],
+    )
+
+
+def nascent(*, deadline: float = DEADLINE, **declaration: Any) -> Nascent:
+    """Make a child that shares our memory and waits for orders: clone3, at the cost of vfork.
+
+    `declaration` are fields of `Spec`: new namespaces, the cgroup, and whatever else a child that
+    waits may do; it is done before this returns. The child has no descriptor but those that orders
+    open or are given. `deadline` is how many seconds each order may take.
+
+    Example: `with nascent(namespaces=["net"]) as child: ...; process = child.start(["prog"])`.
+
+    Raises: SpawnError naming the step that failed, and then there is no child; DeclarationError.
+    """
+    clone, steps = split({name: value for name, value in declaration.items() if value is not None})
+    opening = Opening(clone)
+    reserved = {slot: opening.arranged.moved[Fd(slot)] for slot in (CHANNEL, PARENT)}
+    if steps:
+        Order(steps, ORDERED, known={}, reserved=reserved)  # refused before there is a child
+    child = Nascent(opening, deadline)
+    if steps:
+        try:
+            child.do(*steps)
+        except BaseException:
+            child.kill()
+            raise
+    return child

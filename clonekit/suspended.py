@@ -1,0 +1,431 @@
+"""A process whose program is loaded and has not run an instruction: changed from outside, then let go.
+
+It is held by ptrace. Any system call can be made in it, by the same records as everywhere; its
+memory can be read, written and mapped; its registers set. Every ptrace call must come from the
+thread that made the process: that is the kernel's rule, and so this handle's.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+import threading
+import time
+
+from clonekit.arrange import CHANNEL
+from clonekit.child import DEADLINE, Child, send
+from clonekit.compiled import immediate
+from clonekit.errors import DeclarationError, SpawnError, spawn_error
+from clonekit.explain import one
+from clonekit.failure import details_of, failure, late
+from clonekit.linux.abi import call, errno_name, ffi, lib
+from clonekit.linux.memory import address as address_of
+from clonekit.manners import INJECTED
+from clonekit.orders import Order
+from clonekit.process import made
+from clonekit.records import IMAGE, POINTERS, Fd
+from clonekit.steps.sandbox import set_attribute
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from clonekit.compiled import Compiled
+    from clonekit.process import Process
+    from clonekit.records import Slot
+
+SLICE = 50_000_000
+PAGE = os.sysconf("SC_PAGE_SIZE")
+PROTECTIONS = {"r": lib.PROT_READ, "w": lib.PROT_WRITE, "x": lib.PROT_EXEC}
+
+
+class Machine:
+    """What differs between processors: registers in the kernel's order, and the gate's bytes."""
+
+    __slots__ = ("gate", "names", "stack")
+
+    def __init__(self, names: str, stack: str, gate: bytes) -> None:
+        self.names = names.split()
+        self.stack = stack
+        self.gate = gate
+
+
+MACHINES = {
+    "x86_64": Machine(
+        "r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax rip cs eflags rsp ss "
+        "fs_base gs_base ds es fs gs",
+        "rsp",
+        b"\x0f\x05",  # syscall
+    ),
+    "aarch64": Machine(
+        f"{' '.join(f'x{n}' for n in range(31))} sp pc pstate",
+        "sp",
+        b"\x01\x00\x00\xd4",  # svc #0
+    ),
+}
+#: Names of what the kernel tells a program at its start: getauxval(3).
+AUXILIARY = {
+    3: "phdr", 4: "phent", 5: "phnum", 6: "pagesz", 7: "base", 9: "entry", 11: "uid", 12: "euid",
+    13: "gid", 14: "egid", 16: "hwcap", 23: "secure", 25: "random", 31: "execfn",
+    33: "sysinfo_ehdr",
+}  # fmt: skip
+LARGEST_VDSO = 8 * PAGE
+
+
+class Suspended(Child):
+    """A process stopped after exec, before its first instruction: made by `suspended=True`.
+
+    It has a memory of its own, so steps that would change ours elsewhere may be done here. It is
+    killed if we die or the handle is left without `resume`. All its signals are blocked until then.
+
+    Use it only from the thread that made it: RuntimeError elsewhere.
+    """
+
+    __slots__ = ("_argv", "_channel", "_mask", "_socket", "_thread", "_traced")
+    manner = INJECTED
+
+    def __init__(self, program: Any, outcome: Any) -> None:
+        super().__init__(outcome.pid, outcome.pidfd, program.setup.deadline or DEADLINE)
+        self._argv = program.argv
+        self._thread = threading.get_native_id()
+        self._socket: socket.socket | None = None
+        self._channel = -1
+        suspension = program.setup.suspension
+        self._mask = current_mask() if suspension.mask is None else suspension.mask
+        self._traced = ffi.new("struct ck_traced *")
+        result = lib.ck_hold(self._traced, self.pid, self._pidfd)
+        if result == -errno.ESRCH:
+            raise self._gone("it ended before its first instruction")
+        if result < 0:
+            self.kill()
+            what = "; it is a program of another word size" * (result == -errno.EOPNOTSUPP)
+            raise OSError(-result, f"ptrace: {os.strerror(-result)}{what}")
+        try:
+            self._traced.gate = self._find_gate()
+            if suspension.clears:
+                self.do(set_attribute("PR_SET_PDEATHSIG", 0))
+        except BaseException:
+            self.kill()
+            raise
+
+    # Its memory and registers.
+
+    def read(self, address: int, size: int) -> bytes:
+        """Read so many bytes of its memory: process_vm_readv, PTRACE_PEEKDATA.
+
+        Raises: OSError (EIO, EFAULT) where nothing is mapped.
+        """
+        self._check()
+        data = bytearray(size)
+        self._reached(lib.ck_peek(self._traced, address, ffi.from_buffer(data), size), size, address)
+        return bytes(data)
+
+    def write(self, address: int, data: bytes) -> None:
+        """Write its memory, also where it is mapped read-only: process_vm_writev, PTRACE_POKEDATA.
+
+        A private copy of the page is written, never the program's file.
+
+        Raises: OSError (EIO, EFAULT) where nothing is mapped.
+        """
+        self._check()
+        buffer = ffi.from_buffer(data)
+        self._reached(lib.ck_poke(self._traced, address, buffer, len(data)), len(data), address)
+
+    def _reached(self, done: int, size: int, address: int) -> None:
+        """Whether all of it was read or written."""
+        if done < size:
+            number = -done if done < 0 else errno.EFAULT
+            where = f"{address:#x}, {size} bytes"
+            raise OSError(number, f"memory of child {self.pid} at {where}: {os.strerror(number)}")
+
+    def map(
+        self,
+        fd: object,
+        size: int,
+        *,
+        address: int | None = None,
+        offset: int = 0,
+        protection: str = "rw",
+        shared: bool = True,
+        deadline: float | None = None,
+    ) -> int:
+        """Map a file or a memfd of ours into its memory, and give the address: mmap.
+
+        With `address` it is there, or EEXIST where something is mapped already
+        (MAP_FIXED_NOREPLACE). `protection` is of "r", "w" and "x"; `size` and `offset` are in
+        bytes, the offset a multiple of the page's. Without `shared`, what the program writes there
+        is its own. The program gets no descriptor of it.
+
+        Raises: EACCES, EEXIST, EINVAL, ENOMEM. Since: an address Linux 4.17. See: mmap(2).
+        """
+        unknown = set(protection) - set(PROTECTIONS)
+        if unknown:
+            msg = f'protection is {protection!r}; use some of "r", "w" and "x"'
+            raise DeclarationError(msg)
+        rights = sum(PROTECTIONS[letter] for letter in set(protection))
+        flags = lib.MAP_SHARED if shared else lib.MAP_PRIVATE
+        if address is not None:
+            flags |= lib.MAP_FIXED_NOREPLACE
+        where = address or 0
+        result: int = self.syscall(
+            "mmap", where, size, rights, flags, Fd(fd), offset, deadline=deadline
+        )
+        return result
+
+    @property
+    def registers(self) -> dict[str, int]:
+        """The registers that it begins with, by the names of the kernel's structure."""
+        machine = MACHINES[os.uname().machine]
+        values = struct.unpack_from(f"<{len(machine.names)}Q", ffi.buffer(self._traced.registers))
+        return dict(zip(machine.names, values, strict=True))
+
+    def set_registers(self, **values: int) -> None:
+        """Change registers that it begins with: `set_registers(rdi=7)`. See: ptrace(2)."""
+        registers = self.registers
+        unknown = values.keys() - registers.keys()
+        if unknown:
+            msg = f"no register is called {sorted(unknown)}; there are {', '.join(registers)}"
+            raise DeclarationError(msg)
+        registers |= {name: value & (1 << 64) - 1 for name, value in values.items()}
+        struct.pack_into(
+            f"<{len(registers)}Q", ffi.buffer(self._traced.registers), 0, *registers.values()
+        )
+
+    def auxv(self) -> dict[str, int]:
+        """What the kernel tells the program at its start, by name: `entry`, `phdr`, `base`...
+
+        Addresses are the program's: `entry` less that of the file says where the file was loaded.
+        See: getauxval(3).
+        """
+        at = self.registers[MACHINES[os.uname().machine].stack]
+        at += 8 * (self._word(at) + 2)  # argc, its arguments, NULL
+        while self._word(at):  # the environment
+            at += 8
+        found = {}
+        for place in range(at + 8, at + 8 + 16 * 64, 16):
+            key, value = struct.unpack("<QQ", self.read(place, 16))
+            if not key:
+                break
+            found[AUXILIARY.get(key, str(key))] = value
+        return found
+
+    def _word(self, address: int) -> int:
+        return int.from_bytes(self.read(address, 8), "little")
+
+    def _find_gate(self) -> int:
+        """An instruction that makes a system call: the vDSO has one in every process."""
+        start = self.auxv().get("sysinfo_ehdr", 0)
+        code = bytearray(LARGEST_VDSO)
+        size = lib.ck_peek(self._traced, start, ffi.from_buffer(code), len(code)) if start else 0
+        at = code[: max(size, 0)].find(MACHINES[os.uname().machine].gate)
+        if at < 0:
+            msg = "the program has no vDSO (vdso=0 on the kernel's command line?), which is needed"
+            raise OSError(errno.EOPNOTSUPP, msg)
+        return start + at
+
+    # Orders.
+
+    def _reserved(self) -> dict[Slot, int]:
+        return {CHANNEL: self._channel}
+
+    def _carry_out(self, order: Order, deadline: float | None) -> list[Any]:
+        self._check()
+        limit = self.deadline if deadline is None else deadline
+        run = Run(order, limit)
+        if order.given:
+            send(self._open_channel(), order.given)
+            order.values[order.setup.inputs.index(CHANNEL)] = self._channel
+        image, scratch = ffi.buffer(order.image)[:], order.setup.scratch
+        image += bytes(-len(image) % 16)
+        size = len(image) + len(scratch)
+        room = 0
+        if size:
+            rights = lib.PROT_READ | lib.PROT_WRITE
+            private = lib.MAP_PRIVATE | lib.MAP_ANONYMOUS
+            room = self._call(run, "mmap", 0, size, rights, private, -1 & (1 << 64) - 1, 0)
+            self.write(room, placed(order, image, scratch, room))
+        injection, registers = injected(order, room, room + len(image))
+        state = self._inject(injection, run)
+        after = self.read(room + len(image), len(scratch)) if scratch else b""
+        if size:
+            self._call(run, "munmap", room, size)
+        if state == lib.CK_FAILED:
+            outcome = ffi.new("struct ck_outcome *")
+            report = injection.frame.report
+            outcome.stage, outcome.record, outcome.result = (
+                lib.CK_REFUSED, report.record, report.result,
+            )  # fmt: skip
+            error = failure(order, outcome)
+            self._close_given(order, registers)
+            raise error
+        return order.outcome(self, registers, after)
+
+    def _inject(self, injection: Any, run: Run) -> int:
+        """Run records in the process, and look at signals for us meanwhile."""
+        injection.traced = self._traced
+        try:
+            while True:
+                state: int = lib.ck_inject(injection, run.slice())
+                if state == lib.CK_GONE:
+                    raise self._gone("it ended", run.order, injection.frame.report.record)
+                if state != lib.CK_RUNNING:
+                    return state
+                if run.slice() == 0:
+                    self.kill()
+                    raise late(run.order, injection.frame.report, run.limit)
+        except BaseException:  # a handler raised, perhaps: the call cannot be abandoned
+            self.kill()
+            raise
+
+    def _call(self, run: Run, name: str, *values: int) -> int:
+        """One call of ours, for an order."""
+        record = immediate(name, *values)
+        record.result = 0
+        registers = ffi.new("int64_t[1]")
+        injection = ffi.new("struct ck_injection *")
+        injection.frame.records, injection.frame.count = record, 1
+        injection.frame.registers = registers
+        if self._inject(injection, run) == lib.CK_FAILED:
+            number = -injection.frame.report.result
+            raise spawn_error(
+                number, step=f"room in child {self.pid}", syscall=name, arguments=name,
+                phase="suspended", hint="a filter of its own may refuse the call",
+            )  # fmt: skip
+        return int(registers[0])
+
+    def _open_channel(self) -> socket.socket:
+        """Our end of a socket whose other end is in the process, until it is resumed."""
+        if self._socket is None:
+            ends = bytearray(8)
+            kind = socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC
+            self.syscall("socketpair", socket.AF_UNIX, kind, 0, ends)
+            theirs, ours = struct.unpack("<ii", ends)
+            try:
+                self._socket = socket.socket(fileno=self.getfd(ours))
+            except OSError:
+                self.syscall("close", theirs)
+                raise
+            finally:
+                self.syscall("close", ours)
+            self._channel = theirs
+        return self._socket
+
+    # The end of it.
+
+    def resume(self) -> Process:
+        """Let the program begin, and let go of it completely: PTRACE_DETACH.
+
+        It has its declared signal mask then; a SIGSTOP that came meanwhile is sent again.
+
+        Raises: ChildProcessError when it has died.
+        """
+        self._check()
+        if self._socket is not None:
+            self.syscall("close", self._channel)
+            self._close_socket()
+        result = lib.ck_let_go(self._traced, self._mask)
+        if result == -errno.ESRCH:
+            raise self._gone("it ended before it was resumed")
+        if result < 0:
+            self.kill()
+            raise OSError(-result, f"ptrace: {errno_name(-result)}: are its registers valid?")
+        pidfd, self._pidfd = self._pidfd, -1
+        return made(self.pid, pidfd, self._argv)
+
+    def kill(self) -> None:
+        """End the process, and reap it. One that was resumed is not touched."""
+        self._close_socket()
+        pidfd, self._pidfd = self._pidfd, -1
+        if pidfd < 0:
+            return
+        if self._is_ours():
+            made(self.pid, pidfd, self._argv).__exit__(None, None, None)
+        else:
+            os.close(pidfd)
+
+    def _gone(self, what: str, order: Compiled | None = None, record: int = 0) -> SpawnError:
+        """The error for a process that has ended; it is reaped."""
+        self._close_socket()
+        pidfd, self._pidfd = self._pidfd, -1
+        with made(self.pid, pidfd, self._argv) as process:
+            ended = process.wait()
+        details = {} if order is None else details_of(order, one(order, record))
+        details.setdefault("step", f"suspended child {self.pid}")
+        message = f"{what}, {ended.how}"
+        return spawn_error(errno.ECHILD, message, **details, signal=ended.signal)
+
+    def _close_socket(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _check(self) -> None:
+        """Only the tracer's thread may ask the kernel."""
+        self.fileno()
+        if threading.get_native_id() != self._thread:
+            msg = "a suspended process is driven by the thread that made it: ptrace(2) wants it so"
+            raise RuntimeError(msg)
+
+    def __repr__(self) -> str:
+        state = "suspended" if self._pidfd >= 0 else "is no more held here"
+        return f"<Suspended {self.pid}: {state}>"
+
+
+class Run:
+    """One order on its way: which, and how long it may take."""
+
+    __slots__ = ("limit", "order", "until")
+
+    def __init__(self, order: Compiled, limit: float) -> None:
+        self.order = order
+        self.limit = limit
+        self.until = time.monotonic() + limit
+
+    def slice(self) -> int:
+        """How many nanoseconds to wait before Python looks for signals; 0 when time is up."""
+        return int(max(min((self.until - time.monotonic()) * 1e9, SLICE), 0))
+
+
+def injected(order: Order, image: int, scratch: int) -> tuple[Any, Any]:
+    """An order as it is run in a process whose addresses of image and scratch these are."""
+    registers = ffi.new("int64_t[]", [-1] * max(order.struct.register_count, 1))
+    for n, value in enumerate(order.values):
+        registers[n] = value
+    injection = ffi.new("struct ck_injection *")
+    frame = injection.frame
+    frame.records, frame.count = order.struct.records, order.struct.count
+    frame.image = ffi.cast("uint8_t *", image)
+    frame.scratch = ffi.cast("uint8_t *", scratch)
+    frame.registers = registers
+    return injection, registers
+
+
+def placed(order: Order, image: bytes, scratch: bytes, room: int) -> bytes:
+    """Image and scratch as they stand at an address of the process."""
+    content = bytearray(image + scratch)
+    ours = int(ffi.cast("uintptr_t", order.image))
+
+    def add(at: int, base: int) -> None:
+        value = struct.unpack_from("<Q", content, at)[0] + base
+        struct.pack_into("<Q", content, at, value & (1 << 64) - 1)
+
+    for start, count in POINTERS.iter_unpack(order.pointers):
+        for at in range(start, start + 8 * count, 8):
+            add(at, room - ours)
+    for at, kind in order.setup.assembler.relocations:
+        add(len(image) + at, room if kind == IMAGE else room + len(image))
+    return bytes(content)
+
+
+def current_mask() -> int:
+    """The calling thread's signal mask, with what libc hides."""
+    mask = bytearray(8)
+    call("rt_sigprocmask", lib.SIG_BLOCK, 0, address_of(mask), len(mask))
+    return int.from_bytes(mask, "little")
+
+
+def held(program: Any, outcome: Any) -> Suspended:
+    """Hold a child that stops at its exec."""
+    return Suspended(program, outcome)
