@@ -95,8 +95,11 @@ tell(struct ck_frame *frame, uint32_t state)
 static inline int
 await(struct ck_frame *frame, uint32_t served)
 {
-    const int64_t second[2] = { 1, 0 };
+    volatile int64_t second[2];         /* volatile: made here by code, not read from data (H2) */
     long result = 0;
+
+    second[0] = 1;
+    second[1] = 0;
 
     for (uint32_t n = frame->spins; n; n--) {
         if (__atomic_load_n(&frame->order, __ATOMIC_ACQUIRE) != served)

@@ -11,8 +11,8 @@ from clonekit.steps.descriptors import INHERIT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from clonekit.nascent import Nascent, nascent
     from clonekit.suspended import Suspended
+    from clonekit.waiting import Nascent, nascent
 
 __all__ = [
     "INHERIT",
@@ -32,14 +32,20 @@ __all__ = [
 ]
 
 
+_HOMES = {"Nascent": "waiting", "Suspended": "suspended", "nascent": "waiting"}
+
+
 def __getattr__(name: str) -> object:
     """Load what a plain spawn does not need when it is first used (PEP 562)."""
-    import importlib
+    if name in _HOMES:
+        import importlib
 
-    homes = {"Nascent": "nascent", "nascent": "nascent", "Suspended": "suspended"}
-    if name in homes:
-        module = importlib.import_module(f"clonekit.{homes[name]}")
-        globals().update({key: getattr(module, key) for key, home in homes.items() if home == homes[name]})
-        return globals()[name]
+        value = getattr(importlib.import_module(f"clonekit.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
     msg = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(msg)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

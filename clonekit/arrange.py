@@ -74,7 +74,7 @@ class Arranged:
         lists: the records of each step.
         clone: what is asked of the clone.
         kept: our descriptors that it uses, by number.
-        given: of these, for a child that exists already: the slot for each, in which it gets its own.
+        given: of these, for a child that exists already, the slot in which it gets its own.
         moved: the numbers that the vector gives to descriptors that later steps or orders use.
         vector: which step is the vector, or -1.
         fd_slots: the inputs that are descriptors.
@@ -122,7 +122,7 @@ class Arranged:
             steps[0] = own_table(self.above)
         if self.given:
             steps[0] = receive_descriptors(CHANNEL, *(slot.name for slot in self.given.values()))
-            self.lists[0] = list(steps[0].records())  # type: ignore[arg-type]
+            self.lists[0] = list(steps[0].records())
             self._read(CHANNEL)
         self.guard = self._guard(credentials, steps)
 
@@ -243,24 +243,9 @@ class Arranged:
         before the clone: the kernel itself would not forbid it. A change of ids is guarded by a
         record before it, after what had to be written to /proc/self.
         """
-        places = []
-        joins = False
         if not self.manner.shares:
             return int(lib.CK_OPEN)
-        for step, at in credentials:
-            if joins_users(self.lists[step][at]):
-                joins = True
-            elif self.lists[step][at].name not in JOINS:  # type: ignore[union-attr]
-                places.append((step, at))
-        if any(entry.flags & lib.CLONE_NEWUSER for entry in self.clone) and is_privileged():
-            if os.geteuid() != 0 and self._writes_own_files():
-                msg = (
-                    "we hold capabilities without being root: a new user namespace must be kept "
-                    "from its owner's tracing, and then it cannot write /proc/self; give up the "
-                    "capabilities first, or leave the maps out"
-                )
-                raise DeclarationError(msg)
-            joins = True
+        places, joins = self._lessened(credentials)
         if self.manner is ORDERED and (places or joins):
             step = places[0][0] if places else credentials[0][0]
             msg = f"{steps[step]}: {ORDERED.phases['ids']}"
@@ -278,6 +263,26 @@ class Arranged:
         if joins:
             return int(lib.CK_GUARDED_FROM_CLONE)
         return int(lib.CK_GUARDED if places else lib.CK_OPEN)
+
+    def _lessened(self, credentials: list[tuple[int, int]]) -> tuple[list[tuple[int, int]], bool]:
+        """Where ids or capabilities change, and whether a user namespace is entered."""
+        places = []
+        joins = False
+        for step, at in credentials:
+            if joins_users(self.lists[step][at]):
+                joins = True
+            elif self.lists[step][at].name not in JOINS:  # type: ignore[union-attr]
+                places.append((step, at))
+        if any(entry.flags & lib.CLONE_NEWUSER for entry in self.clone) and is_privileged():
+            if os.geteuid() != 0 and self._writes_own_files():
+                msg = (
+                    "we hold capabilities without being root: a new user namespace must be kept "
+                    "from its owner's tracing, and then it cannot write /proc/self; give up the "
+                    "capabilities first, or leave the maps out"
+                )
+                raise DeclarationError(msg)
+            joins = True
+        return places, joins
 
     def _writes_own_files(self) -> bool:
         """Whether a step opens a file of /proc/self for itself."""

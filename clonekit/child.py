@@ -1,4 +1,4 @@
-"""A child to which things are done from outside: what one that waits and one that is stopped share."""
+"""What can be done from outside to a child that waits, and to one that is stopped."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Child:
 
     # What the drivers give.
 
-    def _reserved(self) -> dict[Slot, int]:
+    def reserved(self) -> dict[Slot, int]:
         """Where the child has what is kept there for driving it."""
         raise NotImplementedError
 
@@ -91,7 +91,7 @@ class Child:
             long: the child is killed. ChildProcessError when the child has died. DeclarationError
             for what cannot be done in such a child; nothing was done then.
         """
-        results = self._carry_out(self._order(steps), deadline)
+        results = self._carry_out(self.order_of(steps), deadline)
         return results[0] if len(steps) == 1 else results
 
     def syscall(
@@ -109,16 +109,19 @@ class Child:
     def give(self, fd: object, at: int | None = None) -> ChildFd:
         """Give the child a descriptor of ours: SCM_RIGHTS over a socket of its own.
 
-        It has the same open file then, close-on-exec, at the lowest free number, or `at` this one.
+        It has the same open file then, close-on-exec, at a free number, or `at` this one.
         In a suspended program it is not close-on-exec: it is the program's.
         """
-        source, waits = Fd(fd), self.manner.shares
-        if at is None:
-            command = lib.F_DUPFD_CLOEXEC if waits else lib.F_DUPFD
-            given: ChildFd = self.syscall("fcntl", source, command, 0)
-        else:
-            given = self.syscall("dup3", source, at, os.O_CLOEXEC if waits else 0)
+        given: ChildFd = self.do(self.giving(fd, at))
         return given
+
+    def giving(self, fd: object, at: int | None) -> Step:
+        """The step by which a descriptor stays that is given for the order."""
+        cloexec = self.manner.shares  # else the program has begun, and is to have it
+        if at is None:
+            command = lib.F_DUPFD_CLOEXEC if cloexec else lib.F_DUPFD
+            return system_call("fcntl", Fd(fd), command, 0)
+        return system_call("dup3", Fd(fd), at, os.O_CLOEXEC if cloexec else 0)
 
     def getfd(self, fd: int) -> int:
         """A descriptor of ours for the open file behind its descriptor `fd`: pidfd_getfd.
@@ -142,12 +145,12 @@ class Child:
         """Have the child close one of its descriptors."""
         self.do(close_descriptor(fd))
 
-    def _order(self, steps: Sequence[Step]) -> Order:
+    def order_of(self, steps: Sequence[Step]) -> Order:
         """These steps, compiled for this child."""
         if not steps:
             msg = "an order has at least one step; give one"
             raise DeclarationError(msg)
-        return Order(steps, self.manner, known=self.names, reserved=self._reserved())
+        return Order(steps, self.manner, known=self.names, reserved=self.reserved())
 
     def _close_given(self, order: Order, registers: Any) -> None:
         """Close what an order that failed was given: its last records would have done that."""

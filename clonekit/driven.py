@@ -1,8 +1,7 @@
-"""Drive a child that does not hold us: a program with a deadline, or one that is to be suspended."""
+"""Drive a child that does not hold us: with a deadline, to be suspended, or to wait for orders."""
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 
@@ -83,6 +82,15 @@ class Driven:
         return self.outcome
 
 
+def begun(program: Any, outcome: Any) -> Any:
+    """The handle of a child that has begun its program: a Process, or a Suspended."""
+    if program.setup.suspension is not None:
+        from clonekit.suspended import Suspended
+
+        return Suspended(program, outcome)
+    return made(outcome.pid, outcome.pidfd, program.argv)
+
+
 def run(
     program: Any, values: list[int] | None, trace: list[object] | None
 ) -> tuple[Process, Trace | None]:
@@ -113,12 +121,7 @@ def run(
         from clonekit.failure import failure, late
 
         raise late(program, outcome, deadline) if state == RUNNING else failure(program, outcome)
-    if driven.stops:
-        from clonekit.suspended import held
-
-        process: Process = held(program, outcome)
-    else:
-        process = made(outcome.pid, outcome.pidfd, program.argv)
+    process = begun(program, outcome)
     if trace is None:
         return process, None
     outcome.clone_after = lib.ck_read_cycles(ffi.new("uint64_t *"))

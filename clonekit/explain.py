@@ -25,7 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from clonekit.program import Program
+    from clonekit.compiled import Compiled
 
     Operands = tuple[tuple[int, int], ...]
 
@@ -131,7 +131,7 @@ class Reader:
 
     __slots__ = ("counts", "memory", "program")
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Compiled) -> None:
         self.program = program
         image = bytearray(ffi.buffer(program.image))
         base = int(ffi.cast("uintptr_t", program.image))
@@ -234,7 +234,7 @@ def shown_number(value: int, word: str) -> str:
     return constants(word).get(value, str(value)) if word.isupper() else str(value)
 
 
-def one(program: Program, number: int, reader: Reader | None = None) -> dict[str, Any]:
+def one(program: Compiled, number: int, reader: Reader | None = None) -> dict[str, Any]:
     """One record as an entry of `explain`."""
     reader = reader or Reader(program)
     fields = RECORD.unpack_from(program.records, number * RECORD.size)
@@ -272,18 +272,18 @@ def one(program: Program, number: int, reader: Reader | None = None) -> dict[str
     return entry
 
 
-def rows(program: Program) -> list[dict[str, Any]]:
+def rows(program: Compiled) -> list[dict[str, Any]]:
     """Every record in order, moves too (they have no `syscall`)."""
     reader = Reader(program)
     return [one(program, number, reader) for number in range(len(program))]
 
 
-def entries(program: Program) -> list[dict[str, Any]]:
+def entries(program: Compiled) -> list[dict[str, Any]]:
     """Every system call in order."""
     return [row for row in rows(program) if "syscall" in row]
 
 
-def clone_text(program: Program) -> str:
+def clone_text(program: Compiled) -> str:
     """The call that makes the child, which it does not make itself."""
     struct_ = program.struct
     call = "clone" if struct_.without_clone3 else "clone3"

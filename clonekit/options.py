@@ -171,6 +171,10 @@ def add_options_of_exec(group: Any) -> None:
     )  # fmt: skip
     group.add_argument("--clear-env", action="store_true", help="Begin with an empty environment.")
     group.add_argument(
+        "--deadline", metavar="SECONDS", type=value_of(float, "number of seconds"),
+        help="Kill the child if its set-up is not done by then. Without it, set-up may block.",
+    )  # fmt: skip
+    group.add_argument(
         "--check", action="store_true", default=None,
         help="Ask the kernel before the spawn whether the file may be executed (Linux 6.14).",
     )  # fmt: skip
@@ -219,6 +223,7 @@ def declared(arguments: argparse.Namespace) -> Spec:
         executable = executable or found(argv[0], env)
         argv[0] = arguments.argv0
     fields |= {"executable": executable, "check": arguments.check}
+    fields["deadline"] = arguments.deadline
     if arguments.clear_env or variables:
         fields["env"] = env
     return Spec(argv, **fields)

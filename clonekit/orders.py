@@ -40,7 +40,7 @@ class Order(Compiled):
     """
 
     __slots__ = (
-        "_buffers", "_closed", "_known", "_results", "arranged", "argv", "given", "repeatable",
+        "_buffers", "_closed", "_known", "_results", "argv", "arranged", "given", "repeatable",
         "schedules", "values",
     )  # fmt: skip
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
+    from clonekit.compiled import Setup
     from clonekit.process import Process
-    from clonekit.program import Setup
     from clonekit.steps.execute import Text
 
 #: Which steps each field of a declaration stands for.

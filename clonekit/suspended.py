@@ -1,4 +1,4 @@
-"""A process whose program is loaded and has not run an instruction: changed from outside, then let go.
+"""A process whose program is loaded and has not run an instruction: changed, then let go.
 
 It is held by ptrace. Any system call can be made in it, by the same records as everywhere; its
 memory can be read, written and mapped; its registers set. Every ptrace call must come from the
@@ -23,7 +23,6 @@ from clonekit.failure import details_of, failure, late
 from clonekit.linux.abi import call, errno_name, ffi, lib
 from clonekit.linux.memory import address as address_of
 from clonekit.manners import INJECTED
-from clonekit.orders import Order
 from clonekit.process import made
 from clonekit.records import IMAGE, POINTERS, Fd
 from clonekit.steps.sandbox import set_attribute
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from clonekit.compiled import Compiled
+    from clonekit.orders import Order
     from clonekit.process import Process
     from clonekit.records import Slot
 
@@ -97,11 +97,13 @@ class Suspended(Child):
         self._traced = ffi.new("struct ck_traced *")
         result = lib.ck_hold(self._traced, self.pid, self._pidfd)
         if result == -errno.ESRCH:
-            raise self._gone("it ended before its first instruction")
+            raise self._gone()
         if result < 0:
             self.kill()
-            what = "; it is a program of another word size" * (result == -errno.EOPNOTSUPP)
-            raise OSError(-result, f"ptrace: {os.strerror(-result)}{what}")
+            msg = f"ptrace: {os.strerror(-result)}"
+            if result == -errno.EOPNOTSUPP:
+                msg = "the program has another word size than we; it cannot be suspended"
+            raise OSError(-result, msg)
         try:
             self._traced.gate = self._find_gate()
             if suspension.clears:
@@ -119,7 +121,8 @@ class Suspended(Child):
         """
         self._check()
         data = bytearray(size)
-        self._reached(lib.ck_peek(self._traced, address, ffi.from_buffer(data), size), size, address)
+        done = lib.ck_peek(self._traced, address, ffi.from_buffer(data), size)
+        self._reached(done, size, address)
         return bytes(data)
 
     def write(self, address: int, data: bytes) -> None:
@@ -134,11 +137,11 @@ class Suspended(Child):
         self._reached(lib.ck_poke(self._traced, address, buffer, len(data)), len(data), address)
 
     def _reached(self, done: int, size: int, address: int) -> None:
-        """Whether all of it was read or written."""
+        """Tell where not all of it was read or written."""
         if done < size:
             number = -done if done < 0 else errno.EFAULT
-            where = f"{address:#x}, {size} bytes"
-            raise OSError(number, f"memory of child {self.pid} at {where}: {os.strerror(number)}")
+            msg = f"{size} bytes at {address:#x} of child {self.pid}: {os.strerror(number)}"
+            raise OSError(number, msg)
 
     def map(
         self,
@@ -227,7 +230,8 @@ class Suspended(Child):
 
     # Orders.
 
-    def _reserved(self) -> dict[Slot, int]:
+    def reserved(self) -> dict[Slot, int]:
+        """Where it has its end of the socket, once there is one."""
         return {CHANNEL: self._channel}
 
     def _carry_out(self, order: Order, deadline: float | None) -> list[Any]:
@@ -265,19 +269,19 @@ class Suspended(Child):
     def _inject(self, injection: Any, run: Run) -> int:
         """Run records in the process, and look at signals for us meanwhile."""
         injection.traced = self._traced
+        state: int = lib.CK_RUNNING
         try:
-            while True:
-                state: int = lib.ck_inject(injection, run.slice())
-                if state == lib.CK_GONE:
-                    raise self._gone("it ended", run.order, injection.frame.report.record)
-                if state != lib.CK_RUNNING:
-                    return state
-                if run.slice() == 0:
-                    self.kill()
-                    raise late(run.order, injection.frame.report, run.limit)
-        except BaseException:  # a handler raised, perhaps: the call cannot be abandoned
+            while state == lib.CK_RUNNING and run.slice():
+                state = lib.ck_inject(injection, run.slice())
+        except BaseException:  # a handler raised: the call cannot be abandoned
             self.kill()
             raise
+        if state == lib.CK_GONE:
+            raise self._gone(run.order, injection.frame.report.record)
+        if state == lib.CK_RUNNING:
+            self.kill()
+            raise late(run.order, injection.frame.report, run.limit)
+        return state
 
     def _call(self, run: Run, name: str, *values: int) -> int:
         """One call of ours, for an order."""
@@ -327,10 +331,11 @@ class Suspended(Child):
             self._close_socket()
         result = lib.ck_let_go(self._traced, self._mask)
         if result == -errno.ESRCH:
-            raise self._gone("it ended before it was resumed")
+            raise self._gone()
         if result < 0:
             self.kill()
-            raise OSError(-result, f"ptrace: {errno_name(-result)}: are its registers valid?")
+            msg = f"ptrace: {errno_name(-result)}: are its registers valid?"
+            raise OSError(-result, msg)
         pidfd, self._pidfd = self._pidfd, -1
         return made(self.pid, pidfd, self._argv)
 
@@ -345,7 +350,7 @@ class Suspended(Child):
         else:
             os.close(pidfd)
 
-    def _gone(self, what: str, order: Compiled | None = None, record: int = 0) -> SpawnError:
+    def _gone(self, order: Compiled | None = None, record: int = 0) -> SpawnError:
         """The error for a process that has ended; it is reaped."""
         self._close_socket()
         pidfd, self._pidfd = self._pidfd, -1
@@ -353,7 +358,7 @@ class Suspended(Child):
             ended = process.wait()
         details = {} if order is None else details_of(order, one(order, record))
         details.setdefault("step", f"suspended child {self.pid}")
-        message = f"{what}, {ended.how}"
+        message = f"it ended {ended.how} before its first instruction"
         return spawn_error(errno.ECHILD, message, **details, signal=ended.signal)
 
     def _close_socket(self) -> None:
@@ -425,7 +430,3 @@ def current_mask() -> int:
     call("rt_sigprocmask", lib.SIG_BLOCK, 0, address_of(mask), len(mask))
     return int.from_bytes(mask, "little")
 
-
-def held(program: Any, outcome: Any) -> Suspended:
-    """Hold a child that stops at its exec."""
-    return Suspended(program, outcome)

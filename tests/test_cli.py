@@ -25,7 +25,7 @@ CLONEKIT = [sys.executable, "-m", "clonekit"]
 PYTHON = sys.executable
 PATIENCE = 30  # seconds for which a terminal may be silent
 #: Fields whose value has no text: objects of the library.
-WITHOUT_OPTION = {"landlock"}
+WITHOUT_OPTION = {"landlock", "suspended"}
 WIDTHS = (80, 120)
 
 
@@ -52,7 +52,7 @@ def test_every_field_of_a_declaration_has_an_option() -> None:
     told = clonekit("run", "--help").stdout
     options = set(re.findall(r"^ +--([\w-]+)", told, re.MULTILINE))
     fields = {field.replace("_", "-") for field in FIELDS if field not in WITHOUT_OPTION}
-    assert options == fields | {"executable", "argv0", "env", "clear-env", "check"}
+    assert options == fields | {"executable", "argv0", "env", "clear-env", "check", "deadline"}
 
 
 @pytest.mark.parametrize("command", ["run", "explain", "trace", "features"])

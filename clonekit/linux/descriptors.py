@@ -7,13 +7,15 @@ from clonekit.linux.abi import call
 LAST = 0xFFFFFFFF
 #: The calls whose result is a new descriptor; fcntl's may be one.
 MAKERS = frozenset(
-    """
-    accept accept4 creat dup dup2 dup3 epoll_create epoll_create1 eventfd eventfd2 fanotify_init
-    fsmount fsopen fspick inotify_init inotify_init1 landlock_create_ruleset memfd_create
-    memfd_secret mq_open open openat openat2 open_by_handle_at open_tree open_tree_attr
-    perf_event_open pidfd_getfd pidfd_open signalfd signalfd4 socket timerfd_create userfaultfd
-    """.split()
-)
+    {
+        "accept", "accept4", "creat", "dup", "dup2", "dup3", "epoll_create", "epoll_create1",
+        "eventfd", "eventfd2", "fanotify_init", "fsmount", "fsopen", "fspick", "inotify_init",
+        "inotify_init1", "landlock_create_ruleset", "memfd_create", "memfd_secret", "mq_open",
+        "open", "openat", "openat2", "open_by_handle_at", "open_tree", "open_tree_attr",
+        "perf_event_open", "pidfd_getfd", "pidfd_open", "signalfd", "signalfd4", "socket",
+        "timerfd_create", "userfaultfd",
+    }
+)  # fmt: skip
 
 
 def close_range(first: int, last: int = LAST, flags: int = 0) -> None:

@@ -14,8 +14,8 @@ _SETTING = (
     "set it in a suspended process, which has a memory of its own"
 )
 _OOM = (
-    "the kernel gives it to every process that shares this memory, us too, unless the parent sleeps "
-    "until the exec; set it in a suspended process, or leave the deadline out"
+    "the kernel gives it to every process that shares this memory, us too, unless the parent "
+    "sleeps until the exec; set it in a suspended process, or leave the deadline out"
 )
 _FLOW = "it would end or fork the machine that runs the program"
 

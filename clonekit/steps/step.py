@@ -180,8 +180,8 @@ def step(
     `field` is its name in a declaration; `each` turns that field's value into the arguments of
     one or more steps (by default the value is the one argument, and True means "no argument").
     `lasting` promises that the records depend on the arguments alone, never on our own ids, files
-    or descriptors: what they compile to may then serve again. `raw` says that the caller chooses the
-    call itself, which is then checked against what a child must not do.
+    or descriptors: what they compile to may then serve again. `raw` says that the caller chooses
+    the call itself, which is then checked against what a child must not do.
     """
 
     def register(function: Callable[P, Records]) -> Callable[P, Step]:

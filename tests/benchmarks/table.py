@@ -41,6 +41,27 @@ ROWS = {
     "clonekit_one_shot": "clonekit.spawn, the same again",
     "clonekit_compiled": "clonekit.Program.spawn",
 }
+PLACES = {"any processor": "any processor", "one processor": "one processor"}
+TRIPS = {
+    "pipe": "a byte over two pipes (C)",
+    "socketpair": "a byte over a socket pair (C)",
+    "order_asleep": "an order, both sides asleep (C)",
+    "order": "an order (C)",
+    "order_python": "an order compiled before",
+    "order_new": "nascent.syscall()",
+    "injected": "suspended.syscall()",
+}
+STARTS = {
+    "plain": "Program.spawn",
+    "deadline": "... with a deadline",
+    "limits": "Program.spawn with ten limits",
+    "limits_deadline": "... with a deadline",
+    "nascent": "nascent, start",
+    "nascent_one_order": "nascent, ten limits by one do(), start",
+    "nascent_ten_orders": "nascent, ten limits by ten do(), start",
+    "suspended": "Program.spawn suspended, resume",
+    "suspended_one_call": "... and one call between",
+}
 OURS, ONE_SHOT, POPEN, FLOOR = "clonekit_compiled", "clonekit_one_shot", "subprocess", "clone3"
 
 
@@ -97,18 +118,25 @@ def ratio_text(ratio: float) -> str:
     return f"{ratio:.2f}x" if ratio >= 0.1 else f"1/{1 / ratio:.0f}"
 
 
-def spawn_table(times: Times) -> Iterator[str]:
-    """Microseconds of a spawn and its wait, and how many times ours that is."""
-    yield f"| µs | {' | '.join(COLUMNS.values())} |"
-    yield "|---|" + "---:|" * len(COLUMNS)
-    for name, title in ROWS.items():
+def time_table(
+    times: Times, columns: Mapping[str, str], rows: Mapping[str, str], ours: str
+) -> Iterator[str]:
+    """Microseconds of each contestant, and how many times those of `ours` that is."""
+    columns = {group: title for group, title in columns.items() if (group, ours) in times}
+    if not columns:
+        return
+    yield f"| µs | {' | '.join(columns.values())} |"
+    yield "|---|" + "---:|" * len(columns)
+    for name, title in rows.items():
         cells = []
-        for group in COLUMNS:
-            time, ours = times.get((group, name)), times.get((group, OURS))
-            if time is None or ours is None:
+        for group in columns:
+            time = times.get((group, name))
+            if time is None:
                 cells.append("")
             else:
-                cells.append(f"{time.median * 1e6:,.0f} ({time.median / ours.median:.2f}x)")
+                micros = time.median * 1e6
+                ratio = time.median / times[group, ours].median
+                cells.append(f"{micros:,.{0 if micros >= 10 else 1}f} ({ratio_text(ratio)})")
         yield f"| {title} | {' | '.join(cells)} |"
 
 
@@ -127,14 +155,16 @@ def verdict(target: Target, times: Times) -> str:
 
 def target_table(times: Times) -> Iterator[str]:
     """What was promised, and what is."""
+    targets = [target for target in TARGETS if {target.ours, target.other} <= times.keys()]
+    if not targets:
+        return
     yield "| at most | promised | by medians | by minima | |"
     yield "|---|---:|---:|---:|---|"
-    for target in TARGETS:
-        if target.ours in times and target.other in times:
-            ours, other = times[target.ours], times[target.other]
-            ratios = (target.limit, ours.median / other.median, ours.minimum / other.minimum)
-            cells = " | ".join(map(ratio_text, ratios))
-            yield f"| {target.name} | {cells} | {verdict(target, times)} |"
+    for target in targets:
+        ours, other = times[target.ours], times[target.other]
+        ratios = (target.limit, ours.median / other.median, ours.minimum / other.minimum)
+        cells = " | ".join(map(ratio_text, ratios))
+        yield f"| {target.name} | {cells} | {verdict(target, times)} |"
 
 
 def main() -> None:
@@ -146,8 +176,13 @@ def main() -> None:
         f"{report['datetime'][:10]}, {machine['cpu'].get('brand_raw', machine['machine'])}, "
         f"{machine['system']} {machine['release']}, Python {machine['python_version']}\n"
     )
-    print("\n".join(spawn_table(times)), end="\n\n")
-    print("\n".join(target_table(times)))
+    tables = (
+        time_table(times, COLUMNS, ROWS, OURS),
+        target_table(times),
+        time_table(times, PLACES, TRIPS, "pipe"),
+        time_table(times, PLACES, STARTS, "plain"),
+    )
+    print("\n\n".join(filter(None, map("\n".join, tables))))
 
 
 if __name__ == "__main__":

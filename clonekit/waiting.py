@@ -17,21 +17,19 @@ from signal import SIGKILL
 from clonekit.arrange import ABOVE, CGROUP, CHANNEL, EXECUTE, Arranged, beginning
 from clonekit.child import DEADLINE, Child, send
 from clonekit.compiled import Compiled, immediate
-from clonekit.driven import GONE, RUNNING, Driven
+from clonekit.driven import GONE, RUNNING, Driven, begun
 from clonekit.errors import DeclarationError
 from clonekit.failure import died, failure, late
 from clonekit.linux.abi import ffi, lib
 from clonekit.linux.memory import address
 from clonekit.manners import DRIVEN, ORDERED, STARTED
 from clonekit.orders import Order
-from clonekit.process import made
 from clonekit.records import ChildFd, Fd, Slot
 from clonekit.spec import OF_EXEC, Spec, in_order, own_steps, refuse_names_of_the_machine
 from clonekit.steps.descriptors import place_descriptors
 from clonekit.steps.sandbox import set_attribute
 from clonekit.steps.signals import PARENT, set_signal_mask
 from clonekit.steps.step import Step
-from clonekit.suspended import held
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,16 +48,20 @@ class Opening(Compiled):
 
     It takes a table of its own, ends when we do, and closes all but what it needs to wait: the
     socket over which it is given descriptors, and a pidfd of ours.
+
+    Attributes:
+        kept: the numbers that these have in the child.
     """
 
-    __slots__ = ("arranged",)
+    __slots__ = ("kept",)
 
     def __init__(self, clone: Sequence[Step]) -> None:
         has_clone3 = bool(lib.ck_has_clone3())
         first = beginning(DRIVEN, inherits=False, has_clone3=has_clone3)
         steps = [*first, *clone, place_descriptors({})]
-        self.arranged = Arranged(steps, DRIVEN, (CHANNEL, PARENT))
-        self._compile(self.arranged, steps, has_clone3=has_clone3)
+        arranged = Arranged(steps, DRIVEN, (CHANNEL, PARENT))
+        self._compile(arranged, steps, has_clone3=has_clone3)
+        self.kept = {slot: arranged.moved[Fd(slot)] for slot in (CHANNEL, PARENT)}
 
     def values(self, channel: int, parent: int) -> list[int]:
         """The input registers."""
@@ -98,8 +100,8 @@ class Nascent(Child):
     """A child that shares our memory and waits for orders, until it is started.
 
     Made by `nascent()`. As a context manager it leaves nothing: at the block's end a child that was
-    not started is killed and reaped. It is safe to drive from one thread at a time. It ends with us,
-    and with the *thread* that made it.
+    not started is killed and reaped. It is safe to drive from one thread at a time. It ends with
+    us, and with the *thread* that made it.
     """
 
     __slots__ = ("_driven", "_numbers", "_socket", "_thread", "_watch")
@@ -114,7 +116,7 @@ class Nascent(Child):
             self._driven.begin(opening, opening.values(theirs.fileno(), parent), lib.CK_STAYS_DONE)
             super().__init__(self._driven.struct.pid, self._driven.struct.pidfd, deadline)
             self._thread = threading.get_native_id()
-            self._numbers = {slot: opening.arranged.moved[Fd(slot)] for slot in (CHANNEL, PARENT)}
+            self._numbers = opening.kept
             self._watch = Watch(self._numbers[PARENT])
             self._driven.struct.frame.watch = self._watch.record
             self._finish(opening, deadline)
@@ -126,23 +128,42 @@ class Nascent(Child):
             if parent >= 0:
                 os.close(parent)
 
-    def _reserved(self) -> dict[Slot, int]:
+    # What its asyncio form uses, too.
+
+    @property
+    def channel(self) -> socket.socket:
+        """Our end of the socket over which it is given descriptors."""
+        return self._socket
+
+    def reserved(self) -> dict[Slot, int]:
+        """Where it has its end of that, and a pidfd of ours."""
         return self._numbers
 
-    # Orders.
+    def look(self) -> int:
+        """Its state, without waiting."""
+        return self._driven.attend(0)
+
+    def drain(self) -> None:
+        """Take what its bell has written."""
+        try:
+            while self._socket.recv(64, socket.MSG_DONTWAIT):
+                pass
+        except BlockingIOError:
+            pass
+
 
     def _carry_out(self, order: Order, deadline: float | None) -> list[Any]:
-        limit = self._hand_over(order, lib.CK_STAYS, deadline)
+        limit = self.hand_over(order, lib.CK_STAYS, deadline)
         self._finish(order, limit)
-        return self._results(order)
+        return self.results(order)
 
-    def _results(self, order: Order) -> list[Any]:
+    def results(self, order: Order) -> list[Any]:
         """What an order that was carried out has brought."""
         frame = self._driven.struct.frame
         scratch = ffi.buffer(frame.scratch, order.struct.scratch_size)[:]
         return order.outcome(self, frame.registers, scratch)
 
-    def _hand_over(
+    def hand_over(
         self, order: Order, stays: int, deadline: float | None, bell: Any = ffi.NULL
     ) -> float:
         """Give the child an order, and what it needs for it; say how long it may take."""
@@ -162,9 +183,9 @@ class Nascent(Child):
         except BaseException:  # a handler of a signal raised: the call cannot be abandoned
             self.kill()
             raise
-        return self._judge(order, state, limit)
+        return self.judge(order, state, limit)
 
-    def _judge(self, order: Compiled, state: int, limit: float) -> Process | None:
+    def judge(self, order: Compiled, state: int, limit: float) -> Process | None:
         """What has become of an order: a process if it began one.
 
         Raises: SpawnError if it was not carried out.
@@ -176,9 +197,7 @@ class Nascent(Child):
             outcome = self._end(dead=False)
             if outcome.stage != lib.CK_SPAWNED:
                 raise failure(order, outcome)
-            if isinstance(order, Order) and order.setup.suspension is not None:
-                return held(order, outcome)
-            return made(outcome.pid, outcome.pidfd, getattr(order, "argv", ()))
+            return begun(order, outcome)  # type: ignore[no-any-return]
         outcome = self._driven.report()
         if outcome.stage == lib.CK_REFUSED:
             error = failure(order, outcome)
@@ -188,7 +207,7 @@ class Nascent(Child):
         return None
 
     def _repair(self, order: Order, record: int) -> None:
-        """After an order that has failed, the child is as before but for the steps that were done."""
+        """After an order that failed, the child is as before but for the steps that were done."""
         arranged, step = order.arranged, order.step_of(record)
         if 0 <= arranged.vector == step:
             self.kill()  # its descriptors are between two places
@@ -200,7 +219,7 @@ class Nascent(Child):
         if arranged.vector >= 0:
             again = [set_signal_mask(EVERY_SIGNAL), set_attribute("PR_SET_PDEATHSIG", SIGKILL)]
             repair = Order(again, STARTED, known={}, reserved=self._numbers)
-            self._finish(repair, self._hand_over(repair, lib.CK_STAYS, None))
+            self._finish(repair, self.hand_over(repair, lib.CK_STAYS, None))
 
     def _renumber(self, moved: dict[Fd, int]) -> None:
         """A start that failed has placed its vector: what the child keeps is above it."""
@@ -223,21 +242,21 @@ class Nascent(Child):
     ) -> Process:
         """Begin the program: what is left of the declaration, then exec. The result is a Process.
 
-        `argv` and `declaration` are as for `spawn`, but for what only a clone can do; or `argv` is a
-        list of steps that ends with `execute`. Changes of ids and capabilities, joins of user
+        `argv` and `declaration` are as for `spawn`, but for what only a clone can do; or `argv` is
+        a list of steps that ends with `execute`. Changes of ids and capabilities, joins of user
         namespaces and seccomp filters belong here. With `suspended=True` it is a `Suspended`.
 
         Raises: SpawnError naming the step that failed. If no such change was part of it, the child
             waits again, and may be started otherwise. TimeoutError, ChildProcessError,
             DeclarationError as from `do`.
         """
-        order = self._starting(argv, declaration)
+        order = self.starting(argv, declaration)
         stays = lib.CK_STAYS if order.repeatable else lib.CK_ENDS
-        process = self._finish(order, self._hand_over(order, stays, deadline))
+        process = self._finish(order, self.hand_over(order, stays, deadline))
         assert process is not None  # noqa: S101 - an exec succeeds, or is a failure
         return process
 
-    def _starting(
+    def starting(
         self, argv: Sequence[Text] | Sequence[Step], declaration: dict[str, Any]
     ) -> Order:
         """The order that begins the program."""
@@ -279,18 +298,23 @@ class Nascent(Child):
         return f"<Nascent child {self.pid}: {state}>"
 
 
-def split(fields: dict[str, Any]) -> tuple[list[Step], list[Step]]:
-    """A declaration's steps: what is asked of the clone, and what the child does first."""
+def prepared(declaration: dict[str, Any]) -> tuple[Opening, list[Step]]:
+    """What a declaration asks of the clone, and the steps that the child does first.
+
+    Raises: DeclarationError, before there is a child.
+    """
+    fields = {name: value for name, value in declaration.items() if value is not None}
     for name in fields:
         if name in OF_EXEC or name in {"check", "suspended"}:
             msg = f"{name} belongs to the start of the program; give it to start()"
             raise DeclarationError(msg)
     refuse_names_of_the_machine(fields)
     steps = in_order(Spec(["nascent"], **fields).fields)
-    return (
-        [step for step in steps if step.phase == "clone"],
-        [step for step in steps if step.phase != "clone"],
-    )
+    opening = Opening([step for step in steps if step.phase == "clone"])
+    steps = [step for step in steps if step.phase != "clone"]
+    if steps:
+        Order(steps, ORDERED, known={}, reserved=opening.kept)
+    return opening, steps
 
 
 def nascent(*, deadline: float = DEADLINE, **declaration: Any) -> Nascent:
@@ -304,11 +328,7 @@ def nascent(*, deadline: float = DEADLINE, **declaration: Any) -> Nascent:
 
     Raises: SpawnError naming the step that failed, and then there is no child; DeclarationError.
     """
-    clone, steps = split({name: value for name, value in declaration.items() if value is not None})
-    opening = Opening(clone)
-    reserved = {slot: opening.arranged.moved[Fd(slot)] for slot in (CHANNEL, PARENT)}
-    if steps:
-        Order(steps, ORDERED, known={}, reserved=reserved)  # refused before there is a child
+    opening, steps = prepared(declaration)
     child = Nascent(opening, deadline)
     if steps:
         try:

@@ -1,0 +1,165 @@
+"""The child that waits for orders, for asyncio: no thread, and no other task waits for the child.
+
+The child says that an order is done by a byte on its socket, which the loop watches; its end is
+seen by its pidfd.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+
+from clonekit import waiting
+from clonekit.arrange import CHANNEL
+from clonekit.child import DEADLINE
+from clonekit.compiled import immediate
+from clonekit.driven import RUNNING
+from clonekit.linux.abi import ffi, lib
+from clonekit.linux.memory import address
+from clonekit.steps.sandbox import system_call
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+    from typing import Any, Self
+
+    from clonekit.orders import Order
+    from clonekit.process import Process
+    from clonekit.records import ChildFd, Operand
+    from clonekit.steps.execute import Text
+    from clonekit.steps.step import Step
+
+#: Seconds after which the child's state is looked at, though nothing has told of it: a start moves
+#: the socket, and a filter may forbid the byte.
+SOONEST, LATEST = 0.001, 0.05
+BYTE = b"."
+
+
+class Nascent:
+    """`clonekit.Nascent` with orders that are awaited. Made by `clonekit.aio.nascent()`.
+
+    One order at a time: a second task that gives one meanwhile gets RuntimeError. A task that is
+    cancelled in an order ends the child: a call that blocks cannot be abandoned.
+
+    Attributes:
+        child: the same child, for what needs no waiting: `pid`, `fileno()`, `names`, `getfd`.
+    """
+
+    __slots__ = ("_bell", "_busy", "child")
+
+    def __init__(self, child: waiting.Nascent) -> None:
+        self.child = child
+        self._busy = False
+        self._bell = immediate("write", 0, address(BYTE), len(BYTE))
+
+    async def do(self, *steps: Step, deadline: float | None = None) -> Any:
+        """Have the child carry out these steps: see `clonekit.Nascent.do`."""
+        order = self.child.order_of(steps)
+        self._bell.operand[0] = self.child.reserved()[CHANNEL]
+        await self._carry_out(order, lib.CK_STAYS, deadline, self._bell)
+        results = self.child.results(order)
+        return results[0] if len(steps) == 1 else results
+
+    async def syscall(
+        self, name: str | int, *operands: Operand | bytearray, deadline: float | None = None
+    ) -> Any:
+        """Have the child make a system call: see `clonekit.Nascent.syscall`."""
+        return await self.do(system_call(name, *operands), deadline=deadline)  # type: ignore[arg-type]
+
+    async def give(self, fd: object, at: int | None = None) -> ChildFd:
+        """Give the child a descriptor of ours: see `clonekit.Nascent.give`."""
+        given: ChildFd = await self.do(self.child.giving(fd, at))
+        return given
+
+    async def start(
+        self,
+        argv: Sequence[Text] | Sequence[Step],
+        /,
+        *,
+        deadline: float | None = None,
+        **declaration: Any,
+    ) -> Process:
+        """Begin the program: see `clonekit.Nascent.start`."""
+        order = self.child.starting(argv, declaration)
+        stays = lib.CK_STAYS if order.repeatable else lib.CK_ENDS
+        process = await self._carry_out(order, stays, deadline, ffi.NULL)
+        assert process is not None  # noqa: S101 - an exec succeeds, or is a failure
+        return process
+
+    async def _carry_out(
+        self, order: Order, stays: int, deadline: float | None, bell: Any
+    ) -> Process | None:
+        """Give an order, and let other tasks run until it is done."""
+        if self._busy:
+            msg = "the child is at another task's order; await that first"
+            raise RuntimeError(msg)
+        self._busy = True
+        try:
+            limit = self.child.hand_over(order, stays, deadline, bell)
+            try:
+                state = await self._attend(time.monotonic() + limit)
+            except BaseException:
+                self.child.kill()
+                raise
+            return self.child.judge(order, state, limit)
+        finally:
+            self._busy = False
+
+    async def _attend(self, until: float) -> int:
+        """Wait until the order has ended, or time is up."""
+        loop = asyncio.get_running_loop()
+        told = asyncio.Event()
+        channel, pidfd = self.child.channel, self.child.fileno()
+        pause = SOONEST
+        loop.add_reader(channel.fileno(), told.set)
+        loop.add_reader(pidfd, told.set)
+        try:
+            while True:
+                state = self.child.look()
+                left = until - time.monotonic()
+                if state != RUNNING or left <= 0:
+                    return state
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(told.wait(), min(pause, left))
+                told.clear()
+                self.child.drain()
+                pause = min(pause * 2, LATEST)
+        finally:
+            loop.remove_reader(channel.fileno())
+            loop.remove_reader(pidfd)
+
+    def kill(self) -> None:
+        """End the child, and reap it. One that has begun its program is not touched."""
+        self.child.kill()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.kill()
+
+    def __repr__(self) -> str:
+        return f"<aio {self.child!r}>"
+
+
+async def nascent(*, deadline: float = DEADLINE, **declaration: Any) -> Nascent:
+    """Make a child that waits for orders: see `clonekit.nascent`.
+
+    Example: `async with await clonekit.aio.nascent() as child: await child.do(...)`.
+    """
+    clone, steps = waiting.prepared(declaration)
+    made = Nascent(waiting.Nascent(clone, deadline))
+    if steps:
+        try:
+            await made.do(*steps)
+        except BaseException:
+            made.kill()
+            raise
+    return made
