@@ -45,7 +45,7 @@ def free_port(ports: range) -> int:
 
 
 def test_every_example_is_tested() -> None:
-    tested = {"first", "bind_and_drop", "private_tmp", "supervise"}
+    tested = {"first", "bind_and_drop", "network", "private_tmp", "supervise"}
     assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
 
 
@@ -59,6 +59,13 @@ def test_first_program_sees_only_what_it_was_given(need: Callable[[str], None]) 
     fds = [line.split()[0] for line in told.splitlines() if " -> " in line]
     assert fds == ["0", "1", "2", "7"]
     assert "Descriptor 7 says: only what was given is here." in told
+
+
+def test_network_is_made_before_the_program(need: Callable[[str], None]) -> None:
+    need("user")
+    told = run("network.py")
+    assert "the child's network has lo" in told
+    assert "port 80 of 10.20.30.40 says hello" in told
 
 
 REFUSING = """

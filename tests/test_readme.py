@@ -78,7 +78,7 @@ def test_ci_runs_the_commands_of_the_readme() -> None:
         assert command in CI
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/hazards.md"])
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/hazards.md", "docs/beside.md"])
 def test_links_lead_somewhere(page: str) -> None:
     path = ROOT / page
     for target in re.findall(r"\]\(([^)#]+)", path.read_text(encoding="utf-8")):

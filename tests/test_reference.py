@@ -30,7 +30,7 @@ def test_reference_names_every_step_field_and_phase() -> None:
 
 def test_hazards_page_has_every_hazard_of_the_source() -> None:
     page = (ROOT / "docs/hazards.md").read_text(encoding="utf-8")
-    for source, letter in (("machine.c", "H"), ("parent.c", "P")):
+    for source, letter in (("machine.c", "H"), ("parent.c", "P"), ("traced.c", "T")):
         text = (ROOT / "cdefs" / source).read_text(encoding="utf-8")
         numbers = [line.split()[1] for line in text.splitlines() if line.startswith(f" * {letter}")]
         assert numbers

@@ -41,7 +41,7 @@ ROWS = {
     "clonekit_one_shot": "clonekit.spawn, the same again",
     "clonekit_compiled": "clonekit.Program.spawn",
 }
-PLACES = {"any processor": "any processor", "one processor": "one processor"}
+PLACES = {"any processor": "where the scheduler likes", "one processor": "all on one processor"}
 TRIPS = {
     "pipe": "a byte over two pipes (C)",
     "socketpair": "a byte over a socket pair (C)",
