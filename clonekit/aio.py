@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import time
 
-from clonekit import waiting
 from clonekit.arrange import CHANNEL
 from clonekit.child import DEADLINE
 from clonekit.compiled import immediate
@@ -18,6 +17,8 @@ from clonekit.driven import RUNNING
 from clonekit.linux.abi import ffi, lib
 from clonekit.linux.memory import address
 from clonekit.steps.sandbox import system_call
+from clonekit.waiting import Nascent as Driven
+from clonekit.waiting import prepared
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Nascent:
 
     __slots__ = ("_bell", "_busy", "child")
 
-    def __init__(self, child: waiting.Nascent) -> None:
+    def __init__(self, child: Driven) -> None:
         self.child = child
         self._busy = False
         self._bell = immediate("write", 0, address(BYTE), len(BYTE))
@@ -154,8 +155,8 @@ async def nascent(*, deadline: float = DEADLINE, **declaration: Any) -> Nascent:
 
     Example: `async with await clonekit.aio.nascent() as child: await child.do(...)`.
     """
-    clone, steps = waiting.prepared(declaration)
-    made = Nascent(waiting.Nascent(clone, deadline))
+    clone, steps = prepared(declaration)
+    made = Nascent(Driven(clone, deadline))
     if steps:
         try:
             await made.do(*steps)

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 
-from clonekit import driven, vforked
 from clonekit.arrange import ABOVE, CGROUP, Arranged, completed, suspension
 from clonekit.compiled import Compiled, Setup
+from clonekit.driven import run as run_driven
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import lib
 from clonekit.manners import DRIVEN, VFORKED
 from clonekit.records import Fd
 from clonekit.steps.execute import execute, packed
 from clonekit.steps.step import WRONG_TYPES
+from clonekit.vforked import run as run_vforked
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -98,13 +99,12 @@ class Program(Compiled):
             by the deadline; DeclarationError for slots.
         """
         values = self._values(slots) if slots or self.setup.inputs else None
-        if self.setup.manner.holds:
-            return vforked.run(self, values, None)[0]
-        return driven.run(self, values, None)[0]
+        drive = run_vforked if self.setup.manner.holds else run_driven
+        return drive(self, values, None)[0]
 
     def trace(self, **slots: object) -> tuple[Process, Trace]:
         """As `spawn`, with each call's result and time, which are taken without a system call."""
-        drive = vforked.run if self.setup.manner.holds else driven.run
+        drive = run_vforked if self.setup.manner.holds else run_driven
         process, trace = drive(self, self._values(slots), [])
         return process, trace  # type: ignore[return-value]
 

@@ -14,11 +14,14 @@ from clonekit.steps.step import KINDS, Step
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from typing import Any
+    from typing import Any, Literal, overload
 
     from clonekit.compiled import Setup
     from clonekit.process import Process
     from clonekit.steps.execute import Text
+    from clonekit.suspended import Suspended
+else:
+    from clonekit.steps.step import overload
 
 #: Which steps each field of a declaration stands for.
 FIELDS: dict[str, list[Any]] = {}
@@ -226,8 +229,16 @@ def unknown_field(name: str) -> DeclarationError:
     return DeclarationError(f"a declaration has no field {name!r}; {told}")
 
 
-def spawn(argv: Sequence[Text], /, **declaration: Any) -> Process:
+@overload
+def spawn(
+    argv: Sequence[Text], /, *, suspended: Literal[True], **declaration: Any
+) -> Suspended: ...
+@overload
+def spawn(argv: Sequence[Text], /, **declaration: Any) -> Process: ...
+def spawn(argv: Sequence[Text], /, **declaration: Any) -> Any:
     """Make a process: the whole declaration at once, or a SpawnError and nothing.
+
+    With `suspended=True` it is a `Suspended`: loaded, and not begun.
 
     Example: `spawn(["ls"], cwd="/tmp", fds={1: log}, rlimits={"cpu": 1}).wait()`.
 

@@ -2,7 +2,7 @@
 
 It shares our memory, and has all else of its own: descriptors, directory, limits, and the
 namespaces that it was made with. What we can do to ourselves we can do to it: step by step, with a
-look at each result, and with things done by us in between.
+look at each result, and with things done by us in between. docs/uses.md has examples.
 """
 
 from __future__ import annotations
@@ -34,10 +34,13 @@ from clonekit.steps.step import Step
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Any
+    from typing import Any, Literal, overload
 
     from clonekit.process import Process
     from clonekit.steps.execute import Text
+    from clonekit.suspended import Suspended
+else:
+    from clonekit.steps.step import overload
 
 #: All signals, for a child whose start has failed after it lifted the block.
 EVERY_SIGNAL = tuple(range(1, 65))
@@ -232,6 +235,17 @@ class Nascent(Child):
 
     # The end of waiting.
 
+    @overload
+    def start(
+        self,
+        argv: Sequence[Text],
+        /,
+        *,
+        suspended: Literal[True],
+        deadline: float | None = None,
+        **declaration: Any,
+    ) -> Suspended: ...
+    @overload
     def start(
         self,
         argv: Sequence[Text] | Sequence[Step],
@@ -239,7 +253,15 @@ class Nascent(Child):
         *,
         deadline: float | None = None,
         **declaration: Any,
-    ) -> Process:
+    ) -> Process: ...
+    def start(
+        self,
+        argv: Sequence[Text] | Sequence[Step],
+        /,
+        *,
+        deadline: float | None = None,
+        **declaration: Any,
+    ) -> Any:
         """Begin the program: what is left of the declaration, then exec. The result is a Process.
 
         `argv` and `declaration` are as for `spawn`, but for what only a clone can do; or `argv` is

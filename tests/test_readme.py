@@ -16,12 +16,13 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 CI = (ROOT / ".ci/run").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    """The README's blocks of code in one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    """A page's blocks of code in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 EXAMPLES = blocks("python")
+USES = blocks("python", (ROOT / "docs/uses.md").read_text(encoding="utf-8"))
 COMMANDS = [line.split("   #")[0].strip() for block in blocks("sh") for line in block.splitlines()]
 
 
@@ -41,12 +42,15 @@ def run(command: list[str], directory: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
+@pytest.mark.parametrize("example", [*EXAMPLES, *USES], ids=range(len(EXAMPLES) + len(USES)))
 def test_python_example_does_what_it_says(
     example: str, tmp_path: Path, need: Callable[[str], None]
 ) -> None:
     if '"user"' in example:
         need("user")
+    if "/etc/shadow" in example:
+        need("setuid")
+        need("landlock")
     printed = run([sys.executable, "-c", example], tmp_path)
     for promised in re.findall(r"print\(.*\) +# ([^.\n]*)", example):
         assert promised in printed
@@ -78,7 +82,10 @@ def test_ci_runs_the_commands_of_the_readme() -> None:
         assert command in CI
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/hazards.md", "docs/beside.md"])
+PAGES = ("README.md", "CONTRIBUTING.md", "docs/hazards.md", "docs/beside.md", "docs/uses.md")
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: str) -> None:
     path = ROOT / page
     for target in re.findall(r"\]\(([^)#]+)", path.read_text(encoding="utf-8")):

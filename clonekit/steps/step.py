@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 
     P = ParamSpec("P")
 
+
+
+def overload(function: Callable[P, Any]) -> Callable[P, Any]:
+    """`typing.overload` at run time, without the time that importing typing takes."""
+    return function
+
+
 #: What Python raises where a value is of the wrong kind.
 WRONG_TYPES = (TypeError, AttributeError, ArithmeticError, LookupError, ValueError, struct.error)
 #: Every step, by name, in the order of definition.
