@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import select
 import subprocess
@@ -11,7 +12,18 @@ from pathlib import Path
 
 from parent_snapshot import children
 
-from clonekit import Suspended, spawn
+from clonekit import Slot, Suspended, spawn
+from clonekit.steps import (
+    new_session,
+    open_pipe,
+    set_gid,
+    set_groups,
+    set_no_new_privs,
+    set_uid,
+    set_umask,
+    write,
+)
+from clonekit.steps.step import Step
 
 #: How each kind of program is compiled.
 KINDS = {
@@ -28,7 +40,18 @@ PYTHON = (sys.executable, "-I", "-S")
 def compiled(directory: Path, source: str, kind: str = "static", *options: str) -> Path:
     """A program of this source and kind."""
     target = directory / f"made-{kind}"
-    command = ["gcc", "-O2", "-Wall", "-Werror", "-x", "c", "-", "-o", target, *KINDS[kind]]
+    command: list[str | Path] = [
+        "gcc",
+        "-O2",
+        "-Wall",
+        "-Werror",
+        "-x",
+        "c",
+        "-",
+        "-o",
+        target,
+        *KINDS[kind],
+    ]
     subprocess.run([*command, *options], input=source, text=True, check=True)
     return target
 
@@ -100,7 +123,7 @@ def memory(pid: int) -> dict[str, bytes]:
 
 def ends() -> list[int]:
     """How each child of ours ends: as `Exit.returncode`. All of them end, or it is an error."""
-    found = []
+    found: list[int] = []
     while True:
         try:
             seen = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG)
@@ -120,3 +143,33 @@ def wait_for_some_end() -> None:
     for pidfd in pidfds:
         os.close(pidfd)
     assert ready, [(pid, status(pid, "Name"), status(pid, "State")) for pid in pids]
+
+
+@functools.cache
+def memory_file() -> int:
+    """A file in memory, which stays open: there is one."""
+    fd = os.memfd_create("shared")
+    os.ftruncate(fd, 4096)
+    return fd
+
+
+#: Whatever only the thread may do that made it.
+OPERATIONS: dict[str, Callable[[Suspended], object]] = {
+    "do": lambda held: held.do(set_umask(0)),
+    "syscall": lambda held: held.syscall("getpid"),
+    "buffer": lambda held: held.syscall("getcwd", bytearray(64), 64),
+    "map": lambda held: held.map(memory_file(), 4096),
+    "read": lambda held: held.read(held.registers["rsp" if "rsp" in held.registers else "sp"], 8),
+    "write": lambda held: held.write(held.auxv()["phdr"], b"x"),
+    "give": lambda held: held.give(0),
+    "resume": lambda held: held.resume().close(),
+}
+
+
+def set_up() -> list[Step]:
+    """Steps of a set-up, with those after which a parent's death is hard to see."""
+    ids = [set_groups([]), set_gid(65534), set_uid(65534)] if os.geteuid() == 0 else []
+    return [
+        set_umask(0), new_session(), open_pipe("r", "w"), write(Slot("w"), b"x"), *ids,
+        set_no_new_privs(),
+    ]  # fmt: skip

@@ -125,7 +125,7 @@ def test_it_is_closed_when_the_order_fails_too(child: Nascent, file: int) -> Non
         with pytest.raises(OSError, match="Invalid argument") as caught:
             child.do(set_umask(0o77), system_call("lseek", Fd(file), 0, 99), set_umask(0o11))
         assert (caught.value.errno, type(caught.value)) == (errno.EINVAL, SpawnError)
-        assert caught.value.syscall == "lseek"
+        assert caught.value.syscall == "lseek"  # type: ignore[attr-defined]
         assert held(child) == before
     assert child.do(set_umask(0)) == 0o77
 
@@ -263,7 +263,7 @@ def test_a_declaration_is_refused_before_there_is_a_child(
 def test_an_order_is_of_steps(child: Nascent) -> None:
     for steps in ([], ["umask"], [set_umask]):
         with pytest.raises(DeclarationError, match="step"):
-            child.do(*steps)  # type: ignore[arg-type]
+            child.do(*steps)
     with pytest.raises(DeclarationError, match="not open here"):
         child.give(4999)
     with pytest.raises(DeclarationError, match=r"execute\(argv\)"):

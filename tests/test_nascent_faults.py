@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import gc
+import collections
+import itertools
 import os
-import resource
 import select
 import signal
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import count
+from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
-from parent_snapshot import children, content, descriptors, unchanged
+from parent_snapshot import children, content, unchanged
 from step_cases import NOBODY
 
-from clonekit import ChildFd, Fd, Nascent, Process, Slot, nascent, spawn
+from clonekit import Fd, Nascent, Program, Slot, nascent, spawn
 from clonekit.linux.abi import call, lib
 from clonekit.steps import (
     execute,
@@ -28,20 +26,19 @@ from clonekit.steps import (
     place_descriptors,
     set_gid,
     set_groups,
-    set_no_new_privs,
     set_uid,
     set_umask,
     system_call,
+    write,
 )
 from clonekit.steps.step import Step
 
-pytestmark = pytest.mark.usefixtures("no_hang")
-
-AT_MOST = 10.0  # seconds in which what must end by itself has to
-SLACK = 40  # maps that the allocator may have added; a leak adds one a child
+AT_MOST = 5.0  # seconds in which what must end by itself has to
 ME = [system_call("getpid", result="me")]
+BLOCKS = system_call("ppoll", 0, 0, 0, 0, 8)
 DIES = system_call("kill", Slot("me"), signal.SIGKILL)
 Use = Callable[[list[Step]], object]
+Orphans = Callable[[Callable[[], object]], list[str]]
 
 
 def in_opening(steps: list[Step], **fields: Any) -> None:
@@ -67,7 +64,11 @@ def in_spawn(steps: list[Step], deadline: float = AT_MOST) -> None:
     spawn(["true"], steps=[*ME, *steps], deadline=deadline)
 
 
-USES = (in_opening, in_order, in_start, after_vector, in_spawn)
+def in_own_order(steps: list[Step], deadline: float = AT_MOST) -> None:
+    Program([*ME, place_descriptors({}), *steps, execute(["true"])], deadline=deadline).spawn()
+
+
+USES = (in_opening, in_order, in_start, after_vector, in_spawn, in_own_order)
 every_use = pytest.mark.parametrize("use", USES)
 
 
@@ -78,8 +79,15 @@ def fifo(tmp_path: Path) -> Path:
     return tmp_path / "fifo"
 
 
-def maps() -> int:
-    return content("/proc/self/maps").count("\n")
+@contextmanager
+def beside(work: Callable[[], object]) -> Iterator[None]:
+    """Do this in another thread, which has ended for the kernel too at the block's end."""
+    thread = Thread(target=work)
+    thread.start()
+    yield
+    thread.join()
+    while os.path.exists(f"/proc/self/task/{thread.native_id}"):
+        os.sched_yield()
 
 
 # ---- the parent dies ----
@@ -105,45 +113,188 @@ def left_of(parent: Callable[[], object]) -> list[str]:
 
 
 @pytest.fixture
-def orphans() -> Iterator[Callable[[Callable[[], object]], list[str]]]:
+def orphans() -> Iterator[Orphans]:
     """`left_of`, where orphans become our children."""
     call("prctl", lib.PR_SET_CHILD_SUBREAPER, 1)
     yield left_of
     call("prctl", lib.PR_SET_CHILD_SUBREAPER, 0)
 
 
-def dies() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 @every_use
 @pytest.mark.parametrize("at", range(3))
 def test_a_child_ends_with_its_parent_within_every_order(
-    use: Use, at: int, fifo: Path, orphans: Callable[[Callable[[], object]], list[str]]
+    use: Use, at: int, orphans: Orphans
 ) -> None:
     def parent() -> None:
-        kills = [system_call("kill", os.getpid(), signal.SIGKILL), open_file(fifo)]
-        use([*[set_umask(0)] * at, *kills, set_umask(0)])
+        kills = system_call("kill", os.getpid(), signal.SIGKILL)
+        use([*[set_umask(0)] * at, kills, BLOCKS, set_umask(0)])
 
     assert [orphans(parent) for _ in range(10)] == [[]] * 10
 
 
-@pytest.mark.parametrize("names", ["ids", "groups"])
+@pytest.mark.parametrize("ids", [[set_groups([]), set_gid(NOBODY)], [set_uid(NOBODY)]])
+@pytest.mark.parametrize("use", [in_start, after_vector, in_own_order])
 def test_a_child_that_has_changed_its_ids_ends_with_its_parent_too(
-    names: str,
-    fifo: Path,
-    need: Callable[[str], None],
-    orphans: Callable[[Callable[[], object]], list[str]],
+    use: Use, ids: list[Step], need: Callable[[str], None], orphans: Orphans
 ) -> None:
     need("setuid")
-    fifo.parent.chmod(0o755)
-    fifo.chmod(0o666)
-    ids = [set_groups([]), set_gid(NOBODY), set_uid(NOBODY)][: 3 if names == "ids" else 2]
-    kills = lambda: [system_call("kill", PARENT, signal.SIGKILL), system_call("pause")]  # noqa: E731
 
-    def dies_in_start() -> None:
-        blocks = system_call("ppoll", 0, 0, 0, 0, 0)
-        with nascent() as child:
-            child.start([*ids, TELLS, blocks, execute(["true"])], fds={})
+    def parent() -> None:
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        Thread(target=lambda: os.kill(os.getpid(), len(os.read(reader, 1)) * 9)).start()
+        use([*ids, write(writer, b"."), BLOCKS])
 
-    assert orphans(dies_in_start) == []
+    assert orphans(parent) == []
+
+
+def between(operation: int) -> None:
+    """Do many things to a child, and die before one of them."""
+    child: Nascent | None = None
+
+    def fails() -> None:
+        with suppress(FileNotFoundError):
+            child.start(["/nonexistent"])  # type: ignore[union-attr]
+
+    operations: list[Callable[[], object]] = [
+        lambda: child.do(set_umask(0)),  # type: ignore[union-attr]
+        lambda: child.give(2),  # type: ignore[union-attr]
+        fails,
+        lambda: child.do(open_file("/dev/null")),  # type: ignore[union-attr]
+        fails,
+    ]
+    child = nascent()
+    for operate in operations[:operation]:
+        operate()
+    if operation == len(operations):
+        Nascent._repair = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+        fails()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("operation", range(6))
+def test_a_child_that_waits_ends_with_its_parent(operation: int, orphans: Orphans) -> None:
+    assert orphans(lambda: between(operation)) == []
+
+
+def test_many_children_end_with_their_parent(orphans: Orphans) -> None:
+    def parent() -> None:
+        waiting = [nascent() for _ in range(100)]
+        os.kill(os.getpid(), len(waiting) and signal.SIGKILL)
+
+    assert orphans(parent) == []
+
+
+# ---- the child dies ----
+
+
+@every_use
+@pytest.mark.parametrize("at", range(3))
+def test_a_child_that_is_killed_in_its_order_is_an_error_that_names_the_step(
+    use: Use, at: int
+) -> None:
+    with unchanged():
+        for _ in range(20):
+            with pytest.raises(ChildProcessError) as caught:
+                use([*[set_umask(0o22)] * at, DIES, set_umask(0o22)])
+            assert str(caught.value).startswith("system_call(kill, $me, ")
+            assert caught.value.signal == signal.SIGKILL  # type: ignore[attr-defined]
+
+
+def test_a_child_that_is_killed_while_it_waits_is_an_error_at_the_next_order() -> None:
+    with unchanged():
+        for _ in range(50):
+            with nascent() as child:
+                os.kill(child.pid, signal.SIGKILL)
+                select.select([child], [], [])
+                with pytest.raises(ChildProcessError, match=f"child {child.pid}: killed by"):
+                    child.do(system_call("lseek", Fd(2), 0, 0, tolerate=[29]))
+                with pytest.raises(ValueError, match="holds no child"):
+                    child.do(set_umask(0))
+
+
+def test_a_child_may_be_killed_at_any_moment() -> None:
+    with unchanged(), open("/dev/null", "rb") as null:
+        order = system_call("lseek", Fd(null), 0, 0), set_umask(0)
+        for _ in range(500):
+            child = nascent()
+            kill = partial(signal.pidfd_send_signal, child.pidfd, signal.SIGKILL)
+            with beside(kill), pytest.raises(ChildProcessError, match="signal 9"):
+                collections.deque((child.do(*order) for _ in itertools.count()), maxlen=0)
+
+
+def test_a_child_may_be_killed_at_any_moment_of_its_start() -> None:
+    with unchanged():
+        for _ in range(500):
+            child = nascent()
+            with beside(partial(os.kill, child.pid, signal.SIGKILL)), suppress(ChildProcessError):
+                process = child.start(["sleep", "1000"])
+                assert process.wait().signal == signal.SIGKILL
+                process.close()
+
+
+def test_a_child_ends_with_the_thread_that_made_it() -> None:
+    made: list[Nascent] = []
+    with unchanged():
+        for _ in range(50):
+            with beside(lambda: made.append(nascent())):
+                pass
+            select.select(made, [], [])
+            with pytest.raises(ChildProcessError, match="ends with the thread that made it"):
+                made.pop().do(set_umask(0))
+
+
+# ---- time ----
+
+
+@every_use
+def test_an_order_that_is_late_is_an_error_that_names_the_step(use: Use, fifo: Path) -> None:
+    with unchanged():
+        with pytest.raises(TimeoutError, match="the child was killed") as caught:
+            use([set_umask(0o22), open_file(fifo)], deadline=0.05)  # type: ignore[call-arg]
+        assert str(caught.value.step).startswith("open_file(")  # type: ignore[attr-defined]
+
+
+def test_a_deadline_may_be_that_of_one_order(fifo: Path) -> None:
+    with unchanged():
+        lates: list[Callable[[Nascent], object]] = [
+            lambda child: child.do(open_file(fifo), deadline=0.01),
+            lambda child: child.syscall("ppoll", 0, 0, 0, 0, 8, deadline=0.01),
+            lambda child: child.start(["true"], steps=[open_file(fifo)], deadline=0.01),
+        ]
+        for late in lates:
+            with nascent() as child:
+                child.do(set_umask(0), deadline=AT_MOST)
+                with pytest.raises(TimeoutError):
+                    late(child)
+                assert child.pidfd == -1
+
+
+@every_use
+def test_a_child_that_is_stopped_is_late(use: Use) -> None:
+    stops = system_call("kill", Slot("me"), signal.SIGSTOP)
+    with unchanged(), pytest.raises(TimeoutError, match="kill"):
+        use([stops, set_umask(0)], deadline=0.05)  # type: ignore[call-arg]
+
+
+def test_a_child_that_was_stopped_and_goes_on_has_done_its_order() -> None:
+    with unchanged(), nascent(umask=0o77) as child:
+        stops = system_call("kill", child.pid, signal.SIGSTOP)
+        for _ in range(50):
+
+            def go_on(pidfd: int = child.pidfd) -> None:
+                os.waitid(os.P_PIDFD, pidfd, os.WSTOPPED)
+                signal.pidfd_send_signal(pidfd, signal.SIGCONT)
+
+            with beside(go_on):
+                assert child.do(stops, set_umask(0o77)) == [0, 0o77]
+
+
+# ---- our signals ----
+
+
+@every_use
+def test_ctrl_c_ends_a_child_that_blocks(use: Use) -> None:
+    with unchanged():
+        for _ in range(20):
+            with pytest.raises(KeyboardInterrupt):
+                use([system_call("kill", os.getpid(), signal.SIGINT), BLOCKS])

@@ -92,7 +92,7 @@ def test_the_program_has_exactly_its_vector(built: Path, file: int, failures: in
             moved = {place + n: fd for place, fd in vector.items()}
             with pytest.raises(FileNotFoundError) as caught:
                 child.start(["/nonexistent"], fds=moved, sigignore=["TERM"])
-            assert caught.value.phase == "exec"
+            assert caught.value.phase == "exec"  # type: ignore[attr-defined]
             assert child.do(system_call("lseek", kept, n, os.SEEK_SET)) == n
         argv = seen({0: file, 2: null, 7: reader, 9: file, 41: file})
         with child.start([str(built / "see"), *argv], fds=vector, env={}) as process:
@@ -111,7 +111,6 @@ def test_what_was_done_lasts_through_starts_that_fail(child: Nascent) -> None:
     assert (mask, where, core) == ("0031", "/proc", "0")
     fields, ours = status("\n".join(lines)), status(Path("/proc/self/status").read_text())
     assert fields["SigBlk"] == ours["SigBlk"]
-    assert int(fields["SigCgt"], 16) == 0
 
 
 def test_a_program_begins_in_an_order_of_ones_own(child: Nascent, built: Path, file: int) -> None:
@@ -242,8 +241,8 @@ def test_we_write_the_maps_of_its_user_namespace(need: Callable[[str], None]) ->
             (proc / name).write_text("".join(f"{inside} {out} {n}\n" for inside, out, n in lines))
         ids = {"uid": 5003, "gid": 5004} if many else {}
         text = printed(child, ["sh", "-c", "cat /proc/self/uid_map; id -u; id -g"], **ids)
-    *lines, uid, gid = text.splitlines()
-    assert [tuple(map(int, line.split())) for line in lines] == ranges
+    *told, uid, gid = text.splitlines()
+    assert [tuple(map(int, line.split())) for line in told] == ranges
     assert (uid, gid) == (("5003", "5004") if many else ("7", "8"))
 
 
@@ -288,7 +287,7 @@ def test_a_set_up_that_fails_leaves_no_child(need: Callable[[str], None]) -> Non
         for _ in range(3):
             with pytest.raises(FileNotFoundError) as caught:
                 nascent(**privileged("net", "uts"), cwd="/nonexistent")
-            assert caught.value.step == "change_directory(/nonexistent)"
+            assert str(caught.value).startswith("change_directory(/nonexistent)")
 
 
 def test_it_may_be_the_first_process_of_a_pid_namespace(need: Callable[[str], None]) -> None:

@@ -2,70 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
-import platform
-import resource
-import select
 import signal
-import struct
-import subprocess
-import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from parent_snapshot import children, unchanged
-from suspending import PYTHON, compiled, entry, mask, memory, printed, status, suspended, symbol
+from suspending import PYTHON, compiled, entry, mask, memory, printed, status, suspended
 
-import clonekit
-from clonekit import ChildFd, DeclarationError, Slot, Suspended
-from clonekit.linux.abi import NUMBERS, lib
+from clonekit import Suspended
 from clonekit.steps import (
-    change_directory,
-    execute,
-    new_namespaces,
     open_file,
-    open_pipe,
-    place_descriptors,
-    set_attribute,
-    set_groups,
-    set_host_name,
-    set_nice,
-    set_parent_death_signal,
-    set_rlimit,
-    set_signal_mask,
-    set_umask,
     system_call,
-    write,
-    write_file,
 )
-from clonekit.steps.step import Step
 
 EVERY = tuple(range(1, 65))
 BLOCKABLE = [number for number in EVERY if number not in {signal.SIGKILL, signal.SIGSTOP}]
 HELLO = '#include <stdio.h>\nint main(void) { puts("hello"); return 0; }\n'
-ATTRIBUTES = """
-#include <stdio.h>
-#include <sys/prctl.h>
-int main(void)
-{
-    int death = -1;
-    prctl(PR_GET_PDEATHSIG, &death);
-    printf("%d %d %d\\n", death, prctl(65 + 1, 0, 0, 0, 0), prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0));
-    return 0;
-}
-"""
-ANSWER = """
-#include <stdio.h>
-const char word[] = "before";
-__attribute__((noinline, noclone)) int answer(void) { __asm__ volatile(""); return 1; }
-int main(void) { const char *volatile p = word; printf("%s %d\\n", p, answer()); return 0; }
-"""
-#: int answer(void) { return 7; }
-RETURNS_SEVEN = {"x86_64": "b807000000c3", "aarch64": "e0008052c0035fd6"}
 Make = Callable[[Path], list[str | Path]]
 
 
@@ -141,7 +94,8 @@ def test_its_mask_is_all_until_it_is_resumed_and_then_the_declared_one(
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
     numbers = {
-        name if isinstance(name, int) else int(getattr(signal, f"SIG{name}")) for name in names or ()
+        name if isinstance(name, int) else int(getattr(signal, f"SIG{name}"))
+        for name in names or ()
     }
     if names is None:
         numbers = {*earlier, signal.SIGTRAP, signal.SIGUSR1}
@@ -179,7 +133,7 @@ def test_a_stop_that_came_meanwhile_is_seen_when_it_is_resumed(orders: int) -> N
 
 @pytest.mark.parametrize("orders", [0, 1])
 def test_a_stop_that_was_continued_meanwhile_is_over(orders: int) -> None:
-    with suspended(["true"]) as held:
+    with suspended([*PYTHON, "-c", "pass"]) as held:
         os.kill(held.pid, signal.SIGSTOP)
         for _ in range(orders):
             held.syscall("getpid")
@@ -207,154 +161,3 @@ def test_nothing_of_it_changes_that_no_order_has_changed(tmp_path: Path) -> None
         for row, content in before.items():
             start, end = (int(part, 16) for part in row.split()[0].split("-"))
             assert held.read(start, end - start) == content
-
-
-# ---- what can be done ----
-
-
-def test_any_system_call_can_be_made(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("content")
-    with suspended(["true"]) as held:
-        assert held.syscall("getppid") == os.getpid()
-        assert held.syscall(NUMBERS["getpid"]) == held.pid
-        name = bytearray(6 * 65)
-        held.syscall("uname", name)
-        assert name.split(b"\0")[0] == b"Linux"
-        path = os.fsencode(tmp_path / "file") + b"\0"
-        fd = held.syscall("openat", lib.AT_FDCWD, path, os.O_RDONLY)
-        assert isinstance(fd, ChildFd)
-        content = bytearray(16)
-        assert held.syscall("pread64", fd, content, 16, 3) == 4
-        assert content.rstrip(b"\0") == b"tent"
-        fetched = fd.fetch()
-        assert os.pread(fetched, 16, 0) == b"content"
-        os.close(fetched)
-        fd.close()
-        assert content_of_table(held.pid) == ["0", "1", "2"]
-
-
-def content_of_table(pid: int) -> list[str]:
-    """The numbers of a process's descriptors."""
-    return sorted(os.listdir(f"/proc/{pid}/fd"), key=int)
-
-
-def test_slots_go_from_order_to_order() -> None:
-    with suspended(["true"]) as held:
-        assert [fd.number for fd in held.do(open_pipe("r", "w"))] == [3, 4]
-        held.do(write(Slot("w"), b"through"))
-        content = bytearray(7)
-        assert held.syscall("read", Slot("r"), content, 7) == 7
-        assert content == b"through"
-
-
-def test_limits_are_the_programs() -> None:
-    argv: list[str | Path] = ["sh", "-c", "ulimit -Sn; ulimit -Hn"]
-    assert printed(argv, lambda held: held.do(set_rlimit("nofile", 33, 44))) == "33\n44\n"
-
-
-def test_descriptors_are_given_at_numbers_and_no_others_stay(built: Path, tmp_path: Path) -> None:
-    files = [os.open(tmp_path / name, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC) for name in "abc"]
-    expected = [
-        f"{at}:{seen.st_dev}:{seen.st_ino}"
-        for at, seen in zip((3, 7, 500), map(os.fstat, files), strict=True)
-    ]
-    with suspended([built / "see", *expected], fds={}) as held:
-        assert held.give(files[1], at=7).number == 7
-        assert held.give(files[2], at=500).number == 500
-        with pytest.raises(OSError, match="EBADF"):
-            held.do(write(files[0], b"x"), system_call("fsync", 999))
-        held.give(files[0], at=3)
-        with held.resume() as process:
-            assert process.wait().status == 0
-    for fd in files:
-        os.close(fd)
-
-
-def test_settings_of_memory_are_the_programs_and_not_ours(tmp_path: Path) -> None:
-    program = compiled(tmp_path, ATTRIBUTES)
-
-    def change(held: Suspended) -> None:
-        held.do(
-            set_attribute("PR_SET_MDWE", 1),
-            set_attribute("PR_SET_THP_DISABLE", 1),
-            write_file("/proc/self/coredump_filter", b"0x7"),
-            write_file("/proc/self/oom_score_adj", b"900"),
-        )
-        assert Path(f"/proc/{held.pid}/coredump_filter").read_text() == "00000007\n"
-        assert Path(f"/proc/{held.pid}/oom_score_adj").read_text() == "900\n"
-
-    with unchanged():
-        assert printed([program], change) == "0 1 1\n"
-
-
-def test_what_is_read_only_is_patched_and_its_file_is_not(tmp_path: Path) -> None:
-    code = RETURNS_SEVEN.get(platform.machine())
-    if code is None:
-        pytest.skip("no code for this machine")
-    program = compiled(tmp_path, ANSWER)
-    content = program.read_bytes()
-
-    def patch(held: Suspended) -> None:
-        held.write(symbol(program, "word"), b"after!")
-        held.write(symbol(program, "answer"), bytes.fromhex(code))
-        assert held.read(symbol(program, "word"), 7) == b"after!\0"
-
-    assert printed([program], patch) == "after! 7\n"
-    assert program.read_bytes() == content
-    assert printed([program], lambda _: None) == "before 1\n"
-
-
-def test_memory_that_is_not_there_is_an_error_and_registers_are_known() -> None:
-    with suspended(["true"]) as held:
-        for address in (0, 1 << 46, (1 << 64) - 8):
-            with pytest.raises(OSError, match="of child") as told:
-                held.read(address, 8)
-            assert told.value.errno in {errno.EIO, errno.EFAULT}
-            with pytest.raises(OSError, match="of child"):
-                held.write(address, b"x")
-        stack = held.registers["rsp" if "rsp" in held.registers else "sp"]
-        assert struct.unpack("<Q", held.read(stack, 8)) == (1,)
-        with pytest.raises(DeclarationError, match="no register is called"):
-            held.set_registers(nowhere=1)
-
-
-def test_an_error_names_its_step_and_the_process_can_be_used(tmp_path: Path) -> None:
-    def fail(held: Suspended) -> None:
-        steps = [set_umask(0o027), change_directory(tmp_path / "absent"), set_nice(19)]
-        with pytest.raises(FileNotFoundError, match="absent") as told:
-            held.do(*steps)
-        error = told.value
-        assert isinstance(error, clonekit.SpawnError)
-        assert str(error.step).startswith("change_directory(")
-        assert (error.phase, error.syscall, error.signal) == ("place", "chdir", None)
-        held.do(change_directory("/proc"))
-
-    argv: list[str | Path] = ["sh", "-c", "umask; nice; pwd"]
-    nice = os.getpriority(os.PRIO_PROCESS, 0)
-    assert printed(argv, fail) == f"0027\n{nice}\n/proc\n"
-
-
-REFUSED: dict[str, Step] = {
-    "clone": new_namespaces("uts"),
-    "vector": place_descriptors({}),
-    "parent": set_parent_death_signal("KILL"),
-    "mask": set_signal_mask([]),
-    "exec": execute(["true"]),
-    "execve": system_call("execve", b"/bin/true\0", 0, 0),
-    "fork": system_call("fork" if "fork" in NUMBERS else "clone"),
-    "exit": system_call("exit_group", 0),
-    "sigmask": system_call("rt_sigprocmask", 0, 0, 0, 8),
-    "slot": write(Slot("unknown"), b"x"),
-}
-
-
-@pytest.mark.parametrize("step", REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_done_there_is_refused_before_anything_is_done(step: Step) -> None:
-    with suspended(["true"]) as held:
-        with pytest.raises(DeclarationError):
-            held.do(set_umask(0), step)
-        assert status(held.pid, "Umask") == status(os.getpid(), "Umask")
-        with pytest.raises(DeclarationError, match="at least one step"):
-            held.do()
-        with pytest.raises(DeclarationError, match="protection"):
-            held.map(0, 4096, protection="rq")

@@ -6,6 +6,7 @@ be traced by processes of that uid, or by that namespace's root. An attacker tri
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -198,12 +199,9 @@ def hammer(victim: Victim, programs: list[Program], others: list[Callable[[], ob
     try:
         for _ in range(SPAWNS // len(programs)):
             for program in programs:
-                try:
-                    process = program.spawn()
-                except FileNotFoundError:
-                    continue
-                process.wait()
-                process.close()
+                # An attacker that stops the program again and again need not be waited for.
+                with contextlib.suppress(FileNotFoundError), program.spawn():
+                    pass
     finally:
         stop.set()
         for thread in threads:
@@ -280,10 +278,9 @@ def apart_from_us() -> Iterator[dict[str, object]]:
 def linger(victim: Victim, program: Program) -> None:
     """Spawn, and keep the processor from the child for a while."""
     for _ in range(SPAWNS // 10):
-        with program.spawn() as process:
+        with program.spawn():
             for _ in range(3_000):
                 pass
-            process.wait()
         assert victim.intact
 
 

@@ -41,7 +41,7 @@ UNCOUNTED = 2
 #: A sample of a round trip is the mean of so many in a row; those before them wake both sides.
 TRIPS = 100
 TRIPS_BEFORE = 20
-#: A deadline that nobody meets.
+#: A deadline that nobody misses.
 SECONDS = 10.0
 GETPPID = system_call("getppid")
 

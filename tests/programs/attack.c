@@ -41,7 +41,9 @@ attack(int pid)
     if (waitpid(pid, &status, __WALL) == pid && WIFSTOPPED(status)) {
         if (ptrace(PTRACE_POKEDATA, pid, (void *)address, (void *)value) == 0)
             wrote();
-        ptrace(PTRACE_DETACH, pid, 0, 0);
+        /* One that was killed meanwhile stays a zombie, for its parent too, until we have seen it. */
+        if (ptrace(PTRACE_DETACH, pid, 0, 0) != 0)
+            waitpid(pid, &status, __WALL);
     }
 }
 
