@@ -153,7 +153,7 @@ ffibuilder.cdef(
 ffibuilder.set_source(
     "clonekit._machine",
     INCLUDES
-    + '#include "arch.h"\n#include "parent.h"\n'
+    + '#include "arch.h"\n#include "child.h"\n'
     + (HERE / "fork.c").read_text()
     + system_calls(NAMES),
     sources=[f"cdefs/{name}.c" for name in SOURCES],

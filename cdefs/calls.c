@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <string.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -35,13 +36,26 @@ ck_open_stdio(void)
     return open;
 }
 
+/* Of a child that we trace, waitid tells stops that nobody asked for: they are no end. */
+static int
+is_stop(int code)
+{
+    return code == CLD_STOPPED || code == CLD_TRAPPED || code == CLD_CONTINUED;
+}
+
 int
 ck_wait(int pidfd, int options, struct ck_exit *ended)
 {
-    siginfo_t info = { 0 };
-    long result = ck_syscall(SYS_waitid, P_PIDFD_, pidfd, (long)&info, options,
-                             (long)ended->usage, 0);
+    siginfo_t info;
+    long result;
 
+    do {
+        memset(&info, 0, sizeof info);
+        result = ck_syscall(SYS_waitid, P_PIDFD_, pidfd, (long)&info, options,
+                            (long)ended->usage, 0);
+        if (result == 0 && info.si_pid && is_stop(info.si_code))
+            info.si_pid = 0;
+    } while (result == 0 && !info.si_pid && !(options & WNOHANG));
     ended->pid = info.si_pid;
     ended->code = info.si_code;
     ended->status = info.si_status;

@@ -43,4 +43,7 @@ HIDDEN void ck_raise_guard(uint32_t guard);
 HIDDEN void ck_lower_guard(void);
 HIDDEN void ck_lower_guard_after_exec(int pid, int pidfd);
 
+/* In a copy of us that has no other thread: the guard is not its own (P10). */
+HIDDEN void ck_forget_guard(void);
+
 #endif

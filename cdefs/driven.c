@@ -22,6 +22,7 @@
 
 enum {
     SPINS = 2000,                       /* some 20 to 60 µs: more than a sleep and a wake-up cost */
+    PAUSES = 64,                        /* after which it yields to one that has no other processor */
     SLICE = 50 * 1000 * 1000,           /* ns after which the pidfd is looked at: P8 */
 };
 
@@ -71,6 +72,7 @@ ck_begin(const struct ck_program *program, const int64_t *inputs, struct ck_stam
     memset(driven, 0, sizeof *driven);
     memset(outcome, 0, sizeof *outcome);
     driven->pidfd = outcome->pidfd = -1;
+    driven->uid = geteuid();
     if (!ck_all_open(program, outcome))
         return -1;
     driven->program = program;
@@ -123,7 +125,10 @@ ck_attend(struct ck_driven *driven, int64_t nanoseconds)
     uint32_t state = state_of(driven);
 
     for (uint32_t n = nanoseconds ? spins() : 0; n && state == CK_RUNNING; n--) {
-        ck_pause();
+        if (n % PAUSES)
+            ck_pause();
+        else
+            sched_yield();
         state = state_of(driven);
     }
     if (state == CK_RUNNING && nanoseconds > 0) {
@@ -140,9 +145,16 @@ ck_order(struct ck_driven *driven, const struct ck_program *program, const int64
 {
     struct ck_frame *frame = driven->frame;
     uint32_t state = state_of(driven);
-    void *room = calloc(1, ck_room_of(program) + 1);
     uint64_t mask;
+    void *room;
 
+    if (driven->uid != geteuid())
+        return -EPERM;                                                  /* P9 */
+    if (state == CK_GONE)
+        return -ESRCH;
+    if (state == CK_RUNNING)
+        return has_ended(driven) ? -ESRCH : -EBUSY;                     /* P7 */
+    room = calloc(1, ck_room_of(program) + 1);
     if (!room)
         return -ENOMEM;
     mask = ck_block_signals();
@@ -157,8 +169,8 @@ ck_order(struct ck_driven *driven, const struct ck_program *program, const int64
     frame->report.record = 0;
     frame->report.result = 0;
     frame->report.ended = CK_GONE;
-    if (state == CK_GONE || !__atomic_compare_exchange_n(&frame->report.state, &state, CK_RUNNING, 0,
-                                                         __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
+    if (!__atomic_compare_exchange_n(&frame->report.state, &state, CK_RUNNING, 0, __ATOMIC_ACQ_REL,
+                                     __ATOMIC_RELAXED))
         return -ESRCH;                                                  /* P7 */
     __atomic_add_fetch(&frame->order, 1, __ATOMIC_RELEASE);
     ck_syscall(SYS_futex, (long)&frame->order, FUTEX_WAKE_PRIVATE, 1, 0, 0, 0);
@@ -175,15 +187,18 @@ ck_report(const struct ck_driven *driven, struct ck_outcome *outcome)
     outcome->result = report->result;
 }
 
-void
+int
 ck_end(struct ck_driven *driven, int dead, struct ck_outcome *outcome)
 {
     uint64_t mask;
+    long killed = 0;
 
     if (!driven->memory)
-        return;
+        return 0;
     if (dead)
-        ck_syscall(SYS_pidfd_send_signal, driven->pidfd, SIGKILL, 0, 0, 0, 0);
+        killed = ck_syscall(SYS_pidfd_send_signal, driven->pidfd, SIGKILL, 0, 0, 0, 0);
+    if (killed < 0 && killed != -ESRCH && !has_ended(driven))
+        return (int)killed;                                             /* P9 */
     mask = ck_block_signals();
     outcome->pid = driven->pid;
     ck_judge(driven->program, driven->frame, dead, driven->pidfd, outcome);
@@ -194,4 +209,5 @@ ck_end(struct ck_driven *driven, int dead, struct ck_outcome *outcome)
     driven->memory = NULL;
     driven->room = NULL;
     driven->pidfd = -1;
+    return 0;
 }

@@ -55,6 +55,7 @@ ck_fork_like(uint64_t flags, uint64_t exit_signal, int cgroup, int32_t *pidfd)
                            : -EDEADLK;                                              /* F1 */
     if (pid == 0) {
         ck_syscall(SYS_set_robust_list, (long)robust, (long)robust_size, 0, 0, 0, 0); /* F3 */
+        ck_forget_guard();                                                          /* P10 */
         PyOS_AfterFork_Child();
     } else
         PyOS_AfterFork_Parent();

@@ -47,12 +47,18 @@ after_fork_in_parent(void)
     pthread_mutex_unlock(&guard_lock);
 }
 
-static void
-after_fork_in_child(void)
+void
+ck_forget_guard(void)
 {
     if (guarded)
         restore_dumpable();
     guarded = 0;
+}
+
+static void
+after_fork_in_child(void)
+{
+    ck_forget_guard();
     pthread_mutex_unlock(&guard_lock);
 }
 
@@ -81,7 +87,7 @@ void
 ck_lower_guard(void)
 {
     pthread_mutex_lock(&guard_lock);
-    if (--guarded == 0)
+    if (guarded && --guarded == 0)                                      /* P10 */
         restore_dumpable();
     pthread_mutex_unlock(&guard_lock);
 }

@@ -47,7 +47,8 @@
 #include "record.h"
 #include "run.h"
 
-enum { EXIT_STATUS = 127, FUTEX_WAIT_PRIVATE_ = 128, FUTEX_WAKE_ = 1, ETIMEDOUT_ = 110 };
+enum { EXIT_STATUS = 127, FUTEX_WAIT_PRIVATE_ = 128, FUTEX_WAKE_ = 1, ETIMEDOUT_ = 110,
+       PAUSES = 64 };
 
 __attribute__((visibility("hidden"), noreturn)) void ck_child(struct ck_frame *frame);
 
@@ -104,7 +105,10 @@ await(struct ck_frame *frame, uint32_t served)
     for (uint32_t n = frame->spins; n; n--) {
         if (__atomic_load_n(&frame->order, __ATOMIC_ACQUIRE) != served)
             return 1;
-        ck_pause();
+        if (n % PAUSES)
+            ck_pause();
+        else
+            ck_syscall(__NR_sched_yield, 0, 0, 0, 0, 0, 0);
     }
     while (__atomic_load_n(&frame->order, __ATOMIC_ACQUIRE) == served) {
         if (ck_syscall(__NR_futex, (long)&frame->order, FUTEX_WAIT_PRIVATE_, served, (long)second,

@@ -17,8 +17,15 @@
  * P7  A child that waits may die at any moment, also between our look at its state and our order.
  *     An order is given by exchanging the state that was seen: what the kernel wrote is not lost
  *     (driven.c).
+ *     An order is not given to a child that is at one: it reads what we would free.
  * P8  The kernel does not clear the cell of a child that dumps core before Linux 5.16, so waiting
  *     for it alone could last for ever. The pidfd is looked at, too, now and then (driven.c).
+ * P9  We may not be allowed to kill a child that has other ids by now (no CAP_KILL), and must not
+ *     wait for it then; nor may we order one about that has the ids which we have given up.
+ *     A refused kill is an error, and its memory stays its own; orders need the same uid (driven.c).
+ * P10 A copy of us (fork) has a copy of all this, but no child and no guard of its own.
+ *     The hooks of P3 forget the guard; ck_fork_like, which they do not see, does so itself; the
+ *     handles refuse to work in another process than theirs (child.py).
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -220,7 +227,7 @@ void
 ck_judge(const struct ck_program *program, const struct ck_frame *frame, int dead, int32_t pidfd,
          struct ck_outcome *outcome)
 {
-    struct ck_exit ended;
+    struct ck_exit ended = { 0 };
     int failed = frame->report.ended == CK_FAILED;
 
     outcome->record = frame->report.record;
@@ -231,11 +238,10 @@ ck_judge(const struct ck_program *program, const struct ck_frame *frame, int dea
         return;
     }
     outcome->stage = failed ? CK_RECORD_FAILED : CK_KILLED;
-    ended.status = 0;
     while (ck_wait(pidfd, WEXITED | __WALL, &ended) == -EINTR)          /* P4 */
         ;
     if (!failed)
-        outcome->result = ended.status;
+        outcome->result = ended.code == CLD_EXITED ? 0 : ended.status;
     close(pidfd);
     outcome->pidfd = -1;
 }

@@ -24,7 +24,8 @@ int ck_begin(const struct ck_program *program, const int64_t *inputs, struct ck_
  * enum ck_state. */
 uint32_t ck_attend(struct ck_driven *driven, int64_t nanoseconds);
 
-/* Give a child that waits another order: 0, -ENOMEM, or -ESRCH if it has died. */
+/* Give a child that waits another order: 0, -ENOMEM, -EBUSY while it is at one, -EPERM if we have
+ * changed our ids since, or -ESRCH if it has died. */
 int ck_order(struct ck_driven *driven, const struct ck_program *program, const int64_t *inputs,
              uint32_t stays, const struct ck_record *bell);
 
@@ -32,13 +33,14 @@ int ck_order(struct ck_driven *driven, const struct ck_program *program, const i
 void ck_report(const struct ck_driven *driven, struct ck_outcome *outcome);
 
 /* Say what became of a child that is gone, or with `dead` end it, and free what it had. It has begun
- * its program, and its pidfd is the outcome's; or it is reaped. */
-void ck_end(struct ck_driven *driven, int dead, struct ck_outcome *outcome);
+ * its program, and its pidfd is the outcome's; or it is reaped. 0, or -errno if we may not end it:
+ * then nothing is freed. */
+int ck_end(struct ck_driven *driven, int dead, struct ck_outcome *outcome);
 
 /* If a child that is to stop at its exec was stopped before, let it go on. */
 void ck_pass_stop(const struct ck_driven *driven);
 
-/* Hold a child that stops at its exec, when it has: 0 or -errno. All its signals are blocked. */
+/* Hold a child that has exec'd and is about to stop: 0 or -errno. All its signals are blocked. */
 int ck_hold(struct ck_traced *traced, int pid, int pidfd);
 
 /* Run records in it, from where the last call stopped, for so long: an enum ck_state. CK_RUNNING: a
@@ -53,7 +55,7 @@ int64_t ck_poke(const struct ck_traced *traced, uint64_t address, const uint8_t 
 /* Let it go with its registers and this signal mask: 0 or -errno. */
 int ck_let_go(struct ck_traced *traced, uint64_t mask);
 
-/* waitid(P_PIDFD) with the status and the resource usage: 0 or -errno. */
+/* waitid(P_PIDFD) for the end, with the status and the resource usage: 0 or -errno. */
 int ck_wait(int pidfd, int options, struct ck_exit *ended);
 
 /* Any system call, made by this thread: its result or -errno. */

@@ -155,6 +155,7 @@ struct ck_driven {
     char *memory;
     uint64_t size;
     uint32_t guards;            /* how often the guard was raised for it */
+    uint32_t uid;               /* our effective uid when it was made */
     int32_t pid;
     int32_t pidfd;
 };

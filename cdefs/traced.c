@@ -12,6 +12,9 @@
  * T3  A call that a signal has interrupted would be made again by the kernel, with registers that
  *     are not its own. The kernel is told that there is no call to restart; we make it again.
  * T4  It may be killed at any moment. Every wait sees that, and leaves the zombie to who reaps it.
+ * T5  A filter of its own may answer a call with SIGSYS, where the registers say nothing, and the
+ *     signal would end the program later. It is looked for after each call, taken away, and told
+ *     as EPERM.
  */
 #define _GNU_SOURCE
 #include <elf.h>
@@ -31,16 +34,21 @@
 #include "run.h"
 
 enum {
-    IDLE = 0, ENTERING = 1, INSIDE = 2, LOST = 3,    /* ck_traced.stage */
-    STOPPED = 1, ENDED = 2,                          /* what a wait has seen */
+    IDLE = 0, ENTERING = 1, INSIDE = 2, TRAPPED = 3, LOST = 4,   /* ck_traced.stage */
+    STOPPED = 1, ENDED = 2,                                     /* what look() has seen */
     SYSCALL_STOP = SIGTRAP | 0x80,
+    SIGNALS = 64,
     YIELDS = 100,
-    PAUSE = 50 * 1000,
+    SHORT_PAUSE = 50 * 1000,                                    /* ns */
     FIRST_RESTART = 512, LAST_RESTART = 516,         /* ERESTARTSYS and its kin */
 };
 
 _Static_assert(sizeof(ck_registers) <= sizeof(((struct ck_traced *)0)->registers),
                "the registers fit");
+
+/* From the moment at which exec takes our memory from a child until it stops, in ns: no file is
+ * opened any more. */
+static const int64_t LONGEST_EXEC = (int64_t)60 * 1000 * 1000 * 1000;
 
 static long
 ptrace_(long request, int pid, uintptr_t address, uintptr_t data)
@@ -57,36 +65,29 @@ now(void)
     return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
 }
 
-/* Whether it has stopped (by this signal) or ended, or neither. */
+/* Whether it has stopped, and how, or ended, or neither. A stop is asked of ptrace: another thread's
+ * wait may have taken what waitid would tell. */
 static int
-look(int pidfd, int options, int *signal)
+look(int pid, int pidfd, siginfo_t *stop)
 {
-    struct ck_exit seen;
+    struct ck_exit ended;
     int waited;
 
-    do
-        waited = ck_wait(pidfd, WEXITED | WSTOPPED | WNOWAIT | __WALL | options, &seen);
-    while (waited == -EINTR && !(options & WNOHANG));
-    if (waited < 0)
-        return ENDED;
-    if (!seen.pid)
-        return 0;
-    if (seen.code != CLD_TRAPPED && seen.code != CLD_STOPPED)
-        return ENDED;                                                   /* T4 */
-    ck_wait(pidfd, WSTOPPED | WNOHANG | __WALL, &seen);
-    *signal = seen.status;
-    return STOPPED;
+    memset(stop, 0, sizeof *stop);
+    if (ptrace_(PTRACE_GETSIGINFO, pid, 0, (uintptr_t)stop) != -ESRCH)
+        return STOPPED;                             /* a group's stop has no siginfo: no signal */
+    waited = ck_wait(pidfd, WEXITED | WNOHANG | WNOWAIT | __WALL, &ended);
+    return waited == -ECHILD || (waited == 0 && ended.pid) ? ENDED : 0;             /* T4 */
 }
 
 void
 ck_pass_stop(const struct ck_driven *driven)
 {
-    int signal;
+    siginfo_t stop;
 
-    if (look(driven->pidfd, WNOHANG, &signal) != STOPPED)
-        return;
-    /* The cell is cleared before the exec ends: this is no stop of its own. */
-    if (__atomic_load_n(&driven->frame->report.state, __ATOMIC_ACQUIRE) == CK_RUNNING)
+    /* The cell is cleared before the exec ends: a stop seen while it is not is no stop of its own. */
+    if (look(driven->pid, driven->pidfd, &stop) == STOPPED &&
+        __atomic_load_n(&driven->frame->report.state, __ATOMIC_ACQUIRE) == CK_RUNNING)
         ptrace_(PTRACE_CONT, driven->pid, 0, 0);
 }
 
@@ -115,19 +116,33 @@ set_mask(struct ck_traced *traced, uint64_t mask)
     return (int)ptrace_(PTRACE_SETSIGMASK, traced->pid, sizeof mask, (uintptr_t)&mask);
 }
 
+/* Keep a signal that stopped it: it is let go with that (T1). */
+static void
+keep(struct ck_traced *traced, const siginfo_t *stop)
+{
+    if (stop->si_signo > 0 && stop->si_signo <= SIGNALS && stop->si_signo != SIGTRAP)
+        traced->held |= (uint64_t)1 << (stop->si_signo - 1);
+}
+
 int
 ck_hold(struct ck_traced *traced, int pid, int pidfd)
 {
     const long options = PTRACE_O_EXITKILL | PTRACE_O_TRACESYSGOOD;
-    int result, signal = 0;
+    int64_t until = now() + LONGEST_EXEC;
+    siginfo_t stop;
+    int result, seen;
 
     memset(traced, 0, sizeof *traced);
     traced->pid = pid;
     traced->pidfd = pidfd;
-    if (look(pidfd, 0, &signal) != STOPPED)
+    while ((seen = look(pid, pidfd, &stop)) == 0) {
+        if (now() >= until)
+            return -ETIMEDOUT;
+        nanosleep(&(struct timespec){ .tv_nsec = SHORT_PAUSE }, NULL);
+    }
+    if (seen == ENDED)
         return -ESRCH;
-    if (signal != SIGTRAP)
-        traced->held |= (uint64_t)1 << (signal - 1);
+    keep(traced, &stop);
     traced->size = sizeof(ck_registers);
     result = (int)ptrace_(PTRACE_SETOPTIONS, pid, 0, (uintptr_t)options);           /* T2 */
     if (result == 0)
@@ -135,30 +150,51 @@ ck_hold(struct ck_traced *traced, int pid, int pidfd)
     return result ? result : get_registers(traced, (ck_registers *)traced->registers);
 }
 
-/* Wait for a stop that a call causes, and keep the signals of others. 0, or 1 when it is too early
- * or, LOST, too late. */
+/* Whether a signal is pending for it: of its own, or of its process. */
 static int
-wait_for_call(struct ck_injection *injection)
+is_pending(const struct ck_traced *traced, int signal)
+{
+    enum { MOST = 8 };
+    siginfo_t infos[MOST];
+
+    for (uint32_t shared = 0; shared <= PTRACE_PEEKSIGINFO_SHARED; shared++) {
+        struct { uint64_t off; uint32_t flags; int32_t nr; } part = { 0, shared, MOST };
+        long count;
+        while ((count = ptrace_(PTRACE_PEEKSIGINFO, traced->pid, (uintptr_t)&part,
+                                (uintptr_t)infos)) > 0) {
+            for (long i = 0; i < count; i++)
+                if (infos[i].si_signo == signal)
+                    return 1;
+            part.off += (uint64_t)count;
+        }
+    }
+    return 0;
+}
+
+/* Wait for a stop: the call's own, or with `signal` that of this signal; keep the signals of others.
+ * 0, or 1 when it is too early or, LOST, too late. */
+static int
+wait_for_stop(struct ck_injection *injection, int signal)
 {
     struct ck_traced *traced = injection->traced;
 
     for (unsigned looks = 0;; looks++) {
-        int signal = 0, seen = look(traced->pidfd, WNOHANG, &signal);
+        siginfo_t stop;
+        int seen = look(traced->pid, traced->pidfd, &stop);
         if (seen == ENDED) {
             traced->stage = LOST;
             return 1;
         }
-        if (seen == STOPPED && signal == SYSCALL_STOP)
-            return 0;
-        if (seen == STOPPED) {                                                      /* T1 */
-            if (signal > 0 && signal <= 64)
-                traced->held |= (uint64_t)1 << (signal - 1);
+        if (seen == STOPPED) {
+            if (signal ? stop.si_signo == signal : stop.si_code == SYSCALL_STOP)
+                return 0;
+            keep(traced, &stop);                                                    /* T1 */
             ptrace_(PTRACE_SYSCALL, traced->pid, 0, 0);
         } else if (looks < YIELDS)
             sched_yield();
         else if (now() >= injection->until)
             return 1;
-        else if (nanosleep(&(struct timespec){ .tv_nsec = PAUSE }, NULL) != 0)
+        else if (nanosleep(&(struct timespec){ .tv_nsec = SHORT_PAUSE }, NULL) != 0)
             injection->until = 0;               /* a signal for us: the caller looks at it */
     }
 }
@@ -184,13 +220,27 @@ make_call(struct ck_frame *frame, const struct ck_record *record, const long *op
             ptrace_(PTRACE_SYSCALL, traced->pid, 0, 0);
         }
         if (traced->stage == ENTERING) {
-            if (wait_for_call(injection))
+            if (wait_for_stop(injection, 0))
                 return 1;
             traced->stage = INSIDE;
             ptrace_(PTRACE_SYSCALL, traced->pid, 0, 0);
         }
-        if (wait_for_call(injection))
-            return 1;
+        if (traced->stage == INSIDE) {
+            if (wait_for_stop(injection, 0))
+                return 1;
+            traced->stage = TRAPPED;
+            if (!is_pending(traced, SIGSYS))
+                traced->stage = IDLE;
+            else
+                ptrace_(PTRACE_CONT, traced->pid, 0, 0);
+        }
+        if (traced->stage == TRAPPED) {                                             /* T5 */
+            if (wait_for_stop(injection, SIGSYS))
+                return 1;
+            traced->stage = IDLE;
+            *result = -EPERM;
+            return 0;
+        }
         traced->stage = get_registers(traced, &registers) == 0 ? IDLE : LOST;
         *result = ck_call_result(&registers);
         if (*result > -FIRST_RESTART || *result < -LAST_RESTART)
@@ -283,14 +333,18 @@ ck_poke(const struct ck_traced *traced, uint64_t address, const uint8_t *data, u
 int
 ck_let_go(struct ck_traced *traced, uint64_t mask)
 {
+    const uint64_t stops = (uint64_t)1 << (SIGSTOP - 1) | (uint64_t)1 << (SIGTSTP - 1) |
+                           (uint64_t)1 << (SIGTTIN - 1) | (uint64_t)1 << (SIGTTOU - 1);
     int result = set_registers(traced, traced->registers);
 
+    if (result == 0 && is_pending(traced, SIGCONT))
+        traced->held &= ~stops;                     /* it came after them, and has ended them */
     if (result == 0)
         result = set_mask(traced, mask);
-    if (result == 0)
-        result = (int)ptrace_(PTRACE_DETACH, traced->pid, 0, 0);
-    for (int signal = 1; result == 0 && signal <= 64; signal++)                     /* T1 */
+    for (int signal = 1; result == 0 && signal <= SIGNALS; signal++)                /* T1 */
         if (traced->held >> (signal - 1) & 1)
             ck_syscall(SYS_pidfd_send_signal, traced->pidfd, signal, 0, 0, 0, 0);
+    if (result == 0)
+        result = (int)ptrace_(PTRACE_DETACH, traced->pid, 0, 0);
     return result;
 }

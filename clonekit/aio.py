@@ -14,6 +14,7 @@ from clonekit.arrange import CHANNEL
 from clonekit.child import DEADLINE
 from clonekit.compiled import immediate
 from clonekit.driven import RUNNING
+from clonekit.errors import DeclarationError, SpawnError
 from clonekit.linux.abi import ffi, lib
 from clonekit.linux.memory import address
 from clonekit.steps.sandbox import system_call
@@ -71,7 +72,9 @@ class Nascent:
 
     async def give(self, fd: object, at: int | None = None) -> ChildFd:
         """Give the child a descriptor of ours: see `clonekit.Nascent.give`."""
-        given: ChildFd = await self.do(self.child.giving(fd, at))
+        steps = self.child.giving(fd, at)
+        results = await self.do(*steps)
+        given: ChildFd = results if len(steps) == 1 else results[-2]
         return given
 
     async def start(
@@ -99,12 +102,13 @@ class Nascent:
         self._busy = True
         try:
             limit = self.child.hand_over(order, stays, deadline, bell)
-            try:
-                state = await self._attend(time.monotonic() + limit)
-            except BaseException:
-                self.child.kill()
-                raise
+            state = await self._attend(time.monotonic() + limit)
             return self.child.judge(order, state, limit)
+        except (DeclarationError, SpawnError):
+            raise
+        except BaseException:  # cancelled, or a handler has raised
+            self.child.discard()
+            raise
         finally:
             self._busy = False
 

@@ -60,6 +60,8 @@ STOP: Kind = stop_at_exec  # type: ignore[assignment]
 INT = 0xFFFFFFFF
 #: The mask at an exec that is to stop: ptrace tells of it by SIGTRAP.
 ALL_BUT_TRAP = tuple(number for number in range(1, 65) if number != signal.SIGTRAP)
+#: Where a child that waits keeps what it is driven by, if its limit allows that.
+RESERVED = 200
 #: Steps whose records depend on all the others.
 ARRANGED = (OWN_TABLE, PLACE)
 #: The slot for the child's end of the socket over which a child that waits is given descriptors.
@@ -219,19 +221,19 @@ class Arranged:
             return
         if self.above is ABOVE and not self.manner.exists:
             self.inputs[ABOVE] = None
-        crossing = dict.fromkeys(
+        crossing = dict.fromkeys(map(Fd, alive))
+        crossing |= dict.fromkeys(
             fd
             for step, fd in self._fds
             if step > at and makers.get(fd.of, -1) < at  # type: ignore[arg-type]
         )
-        crossing |= dict.fromkeys(map(Fd, alive))
+        base = max(max(moves, default=-1) + 1, reserved_from() if alive else 0)
         made_before = any(step < at for step in makers.values())
         tidy = None if made_before or self.above is ABOVE or self.manner.exists else floor
-        self.lists[at] = list(PLACE.function(moves, crossing, tidy_below=tidy))
+        self.lists[at] = list(PLACE.function(moves, crossing, tidy_below=tidy, base=base))
         if not self.manner.exists:
             self.lists[0] = list(OWN_TABLE.function(self.above))
         if crossing:
-            base = max(moves, default=-1) + 1
             self.moved = {fd: base + n for n, fd in enumerate(crossing)}
             for records in self.lists[at + 1 :]:
                 records[:] = [redirected(record, self.moved) for record in records]
@@ -293,6 +295,13 @@ class Arranged:
             for records in self.lists
             for record in records
         )
+
+
+def reserved_from() -> int:
+    """From which number on a child keeps what it is driven by, out of the way of the program's."""
+    import resource
+
+    return min(RESERVED, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
 
 
 def cgroup_slot(fd: Fd) -> Slot:

@@ -9,8 +9,8 @@ import socket
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import lib
 from clonekit.orders import Order
-from clonekit.records import ChildFd, Fd
-from clonekit.steps.opening import close_descriptor
+from clonekit.records import ChildFd, Fd, Slot
+from clonekit.steps.opening import close_descriptor, duplicate
 from clonekit.steps.sandbox import system_call
 
 TYPE_CHECKING = False
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from typing import Any, ClassVar, Self
 
     from clonekit.manners import Manner
-    from clonekit.records import Operand, Slot
+    from clonekit.records import Operand
     from clonekit.steps.step import Step
 
 #: How many seconds an order may take where nobody says.
@@ -46,8 +46,8 @@ class Child:
 
     def __init__(self, pid: int, pidfd: int, deadline: float) -> None:
         self.pid = pid
-        self._pidfd = pidfd
         self._owner = os.getpid()  # a copy that forks off has no business with the child
+        self._pidfd = pidfd
         self._fds: list[ChildFd] = []
         self.deadline = deadline
         self.names: dict[str, Any] = {}
@@ -112,16 +112,28 @@ class Child:
         It has the same open file then, close-on-exec, at a free number, or `at` this one.
         In a suspended program it is not close-on-exec: it is the program's.
         """
-        given: ChildFd = self.do(self.giving(fd, at))
+        steps = self.giving(fd, at)
+        results = self.do(*steps)
+        given: ChildFd = results if len(steps) == 1 else results[-2]
         return given
 
-    def giving(self, fd: object, at: int | None) -> Step:
-        """The step by which a descriptor stays that is given for the order."""
+    def giving(self, fd: object, at: int | None) -> list[Step]:
+        """The steps by which a descriptor stays that is given for the order."""
         cloexec = self.manner.shares  # else the program has begun, and is to have it
         if at is None:
             command = lib.F_DUPFD_CLOEXEC if cloexec else lib.F_DUPFD
-            return system_call("fcntl", Fd(fd), command, 0)
-        return system_call("dup3", Fd(fd), at, os.O_CLOEXEC if cloexec else 0)
+            return [system_call("fcntl", Fd(fd), command, 0)]
+        if at in self.reserved().values():
+            msg = f"the child keeps something at {at} for being driven; give another number"
+            raise DeclarationError(msg)
+        # It may have come at that very number, and dup3 does not move a descriptor to itself.
+        copy = duplicate(fd, name=".copy", at_least=at + 1)
+        flags = os.O_CLOEXEC if cloexec else 0
+        return [
+            copy,
+            system_call("dup3", Fd(Slot(".copy")), at, flags),
+            close_descriptor(Slot(".copy")),
+        ]
 
     def getfd(self, fd: int) -> int:
         """A descriptor of ours for the open file behind its descriptor `fd`: pidfd_getfd.
@@ -130,15 +142,18 @@ class Child:
         """
         from clonekit.linux.pidfd import pidfd_getfd
 
+        self.check()
         return pidfd_getfd(self.fileno(), fd)
 
     # What a ChildFd and an Order use.
 
     def opened(self, number: int) -> ChildFd:
         """A new descriptor of the child's."""
+        for other in self._fds:
+            if other.number == number:  # dup3 has put something else there
+                other.number = -1
         fd = ChildFd(self, number)
-        self._fds = [other for other in self._fds if other.number not in (-1, number)]
-        self._fds.append(fd)
+        self._fds = [*(other for other in self._fds if other.number >= 0), fd]
         return fd
 
     def close_descriptor(self, fd: ChildFd) -> None:
@@ -150,7 +165,7 @@ class Child:
         if not steps:
             msg = "an order has at least one step; give one"
             raise DeclarationError(msg)
-        return Order(steps, self.manner, known=self.names, reserved=self.reserved())
+        return Order(steps, self.manner, self, known=self.names, reserved=self.reserved())
 
     def _close_given(self, order: Order, registers: Any) -> None:
         """Close what an order that failed was given: its last records would have done that."""
@@ -162,8 +177,19 @@ class Child:
             self.do(*(system_call("close", number) for number in numbers if number >= 0))
 
     def _is_ours(self) -> bool:
-        """Whether this process is the one that made the child."""
+        """Whether this process is the one that made the child, not a copy that has forked off."""
         return os.getpid() == self._owner
+
+    def check(self) -> None:
+        """Whether it can be driven from here.
+
+        Raises: ValueError when this handle does not hold the child any more; RuntimeError in a
+            process that did not make it.
+        """
+        self.fileno()
+        if not self._is_ours():
+            msg = f"child {self.pid} is that of process {self._owner}, of which this is a copy"
+            raise RuntimeError(msg)
 
     def __enter__(self) -> Self:
         return self

@@ -6,7 +6,7 @@ import os
 import time
 
 from clonekit.linux.abi import ffi, lib
-from clonekit.process import Process, made
+from clonekit.process import Process, blank
 from clonekit.vforked import Trace, traced
 
 TYPE_CHECKING = False
@@ -31,7 +31,7 @@ class Driven:
 
     def __init__(self) -> None:
         self.struct = ffi.new("struct ck_driven *")
-        self.outcome = ffi.new("struct ck_outcome *")
+        self.outcome = ffi.new("struct ck_outcome *", {"pidfd": -1})
         self.stops = False
         self._held: tuple[Any, ...] = ()  # what the child reads
 
@@ -77,18 +77,33 @@ class Driven:
         return self.outcome
 
     def end(self, *, dead: bool) -> Any:
-        """What became of a child that is gone; with `dead` it is ended first. It is forgotten."""
-        lib.ck_end(self.struct, dead, self.outcome)
+        """What became of a child that is gone; with `dead` it is ended first. It is forgotten.
+
+        Raises: PermissionError where we may not end it: it has other ids by now, and we have no
+            CAP_KILL. It goes on then.
+        """
+        result = lib.ck_end(self.struct, dead, self.outcome)
+        if result:
+            msg = f"child {self.struct.pid} has other ids by now, and we may not kill it (CAP_KILL)"
+            raise OSError(-result, msg)
         return self.outcome
 
+    def discard(self, handle: Any) -> None:
+        """End the child, whatever it is at: somebody was interrupted. `handle` is to be its own."""
+        if self.struct.memory != ffi.NULL:
+            self.end(dead=True)
+        if self.outcome.stage == lib.CK_SPAWNED and self.outcome.pidfd >= 0:
+            handle.adopt(self.outcome.pid, self.outcome.pidfd)
+            handle.__exit__(None, None, None)
 
-def begun(program: Any, outcome: Any) -> Any:
-    """The handle of a child that has begun its program: a Process, or a Suspended."""
+
+def handle_of(program: Any) -> Any:
+    """The handle of a child that is yet to begin this program: a Process, or a Suspended."""
     if program.setup.suspension is not None:
         from clonekit.suspended import Suspended
 
-        return Suspended(program, outcome)
-    return made(outcome.pid, outcome.pidfd, program.argv)
+        return Suspended(program)
+    return blank(program.argv)
 
 
 def run(
@@ -104,25 +119,26 @@ def run(
         stamps = ffi.new("struct ck_stamp[]", len(program))
         start = ffi.new("uint64_t *")
         cycles = lib.ck_read_cycles(start)
-    driven = Driven()
+    driven, handle = Driven(), handle_of(program)
     parent, values = program.with_parent(values or [])
     try:
         driven.begin(program, values, lib.CK_ENDS, stamps)
         until = time.monotonic() + (float("inf") if deadline is None else deadline)
         state = driven.attend(until)
-    except BaseException:
-        driven.end(dead=True)
+        outcome = driven.end(dead=state == RUNNING)
+        if outcome.stage == lib.CK_SPAWNED:
+            handle.adopt(outcome.pid, outcome.pidfd)
+    except BaseException:  # a handler of a signal has raised, perhaps
+        driven.discard(handle)
         raise
     finally:
         if parent >= 0:
             os.close(parent)
-    outcome = driven.end(dead=state == RUNNING)
     if outcome.stage != lib.CK_SPAWNED:
         from clonekit.failure import failure, late
 
         raise late(program, outcome, deadline) if state == RUNNING else failure(program, outcome)
-    process = begun(program, outcome)
     if trace is None:
-        return process, None
+        return handle, None
     outcome.clone_after = lib.ck_read_cycles(ffi.new("uint64_t *"))
-    return process, traced(stamps, outcome, cycles, start[0])
+    return handle, traced(stamps, outcome, cycles, start[0])

@@ -99,9 +99,11 @@ def late(program: Compiled, outcome: Any, deadline: float) -> SpawnError:
     return spawn_error(errno.ETIMEDOUT, message, **details)
 
 
-def died(pid: int, number: int) -> SpawnError:
+def died(pid: int, outcome: Any) -> SpawnError:
     """The error for a child that has died between two orders."""
-    message = f"it was killed by signal {number} while it waited for an order"
+    number = outcome.result
+    how = f"was killed by signal {number}" if number else "has ended"
+    message = f"it {how} while it waited for an order"
     hint = ""
     if number == signal.SIGKILL:
         hint = "it ends with the thread that made it: has that ended?"

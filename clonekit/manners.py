@@ -35,6 +35,9 @@ GUARDED_CALLS = frozenset(
     {*JOINS, *CREDENTIAL_CALLS, *(NUMBERS[name] for name in CREDENTIAL_CALLS)}
 )
 
+#: The calls that open a file, and which of their operands is its path.
+OPENING = {"open": 0, "creat": 0, "openat": 1, "openat2": 1}
+
 
 class Manner:
     """One of them.
@@ -127,8 +130,8 @@ def refuse_record(record: Record, step: Step, manner: Manner) -> None:
         if reason:
             msg = f"{name}: {reason}"
             raise DeclarationError(msg)
-    if name in {"openat", "openat2"} and manner.shares:
-        refuse_file(record, manner)
+    if name in OPENING and manner.shares:
+        refuse_file(record, OPENING[name], manner)
 
 
 def refused_call(name: str, record: Call, manner: Manner) -> str | None:
@@ -153,17 +156,20 @@ def refused_call(name: str, record: Call, manner: Manner) -> str | None:
     return f"{operation}: {reason}" if reason else None
 
 
-def refuse_file(record: Call, manner: Manner) -> None:
-    """A file of /proc that writes the memory shared with the parent, or a setting kept with it."""
-    path, flags = record.operands[1:3]
+def refuse_file(record: Call, at: int, manner: Manner) -> None:
+    """A file of /proc that writes the memory shared with the parent, or a setting kept with it.
+
+    This keeps from mistakes. Who means it finds another way to name the file.
+    """
+    path, flags = (*record.operands[at:], 0)[:2]
     if type(path) is not bytes:
         return
     if type(flags) is Data:
         flags = int.from_bytes(flags.content[:8], "little")
-    if not isinstance(flags, int) or not flags & os.O_ACCMODE:
+    if record.name != "creat" and not (isinstance(flags, int) and flags & os.O_ACCMODE):
         return
-    directory, _, name = path[:-1].rpartition(b"/")
-    if not directory.startswith(b"/proc/"):
+    directory, _, name = os.path.normpath(path[:-1]).rpartition(b"/")
+    if not directory.lstrip(b"/").startswith(b"proc/"):
         return
     reason = REFUSED_FILES.get(name) or (not manner.holds and OOM_FILES.get(name))
     if reason:

@@ -40,14 +40,15 @@ class Order(Compiled):
     """
 
     __slots__ = (
-        "_buffers", "_closed", "_known", "_results", "argv", "arranged", "given", "repeatable",
-        "schedules", "values",
+        "_buffers", "_child", "_closed", "_known", "_results", "argv", "arranged", "given",
+        "repeatable", "schedules", "values",
     )  # fmt: skip
 
     def __init__(
         self,
         steps: Sequence[Step],
         manner: Manner,
+        child: object = None,
         *,
         known: Mapping[str, ChildFd | int],
         reserved: Mapping[Slot, int],
@@ -64,7 +65,7 @@ class Order(Compiled):
         self.argv: tuple[Any, ...] = ()
         if steps[-1].kind is EXECUTE:
             self.argv = tuple(steps[-1].arguments[0])
-        self._known = known
+        self._known, self._child = known, child
         self._closed: list[Slot] = []
         self._buffers: list[tuple[Scratch, bytearray]] = []
         self._results: list[list[tuple[Slot, bool]]] = []
@@ -81,7 +82,7 @@ class Order(Compiled):
             record for made in arranged.lists for record in made if isinstance(record, Call)
         ]
         self.schedules = any(name_of_call(call) in SCHEDULING for call in calls)
-        self.repeatable = not arranged.guard and not any(map(filters, calls))
+        self.repeatable = not (arranged.guard or suspended or any(map(filters, calls)))
 
     def _with_room(self, record: Record) -> Record:
         """A record whose bytearrays are rooms that are copied back into them."""
@@ -112,6 +113,9 @@ class Order(Compiled):
             msg = f"{slot} is made by no step of this child; make it first, or give a descriptor"
             raise DeclarationError(msg)
         if isinstance(value, ChildFd):
+            if not value.belongs_to(self._child):
+                msg = f"{value!r} is another child's; fetch() it, and give what that returns"
+                raise DeclarationError(msg)
             if value.number < 0:
                 msg = f"{slot!r} is closed in the child"
                 raise DeclarationError(msg)

@@ -272,6 +272,10 @@ class Process:
 
         return pidfd_info(self.fileno())
 
+    def adopt(self, pid: int, pidfd: int) -> None:
+        """Hold this child: for a handle that was made before it."""
+        self.pid, self._pidfd = pid, pidfd
+
     def close(self) -> None:
         """Close the pidfd. A process that still runs goes on, and nobody here can reap it."""
         fd, self._pidfd = self._pidfd, -1
@@ -306,6 +310,11 @@ class Process:
         state = "running" if self._exit is None else f"ended {self._exit.how}"
         name = f" {os.fsdecode(self.argv[0])!r}" if self.argv else ""
         return f"<Process {self.pid}{name}: {state}>"
+
+
+def blank(argv: Sequence[Any]) -> Process:
+    """The handle of a child that is yet to be spawned, so that nothing is between it and that."""
+    return Process(_MAKING, -1, -1, argv)
 
 
 def made(pid: int, pidfd: int, argv: Sequence[Any]) -> Process:

@@ -89,6 +89,10 @@ class ChildFd(Slot):
         self._child = child
         self.number = number
 
+    def belongs_to(self, child: object) -> bool:
+        """Whether it is this child's."""
+        return self._child is child
+
     def fetch(self) -> int:
         """A descriptor of ours for the same open file, close-on-exec: pidfd_getfd.
 

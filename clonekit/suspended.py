@@ -31,6 +31,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from clonekit.arrange import Suspension
     from clonekit.compiled import Compiled
     from clonekit.orders import Order
     from clonekit.process import Process
@@ -83,34 +84,36 @@ class Suspended(Child):
     Use it only from the thread that made it: RuntimeError elsewhere.
     """
 
-    __slots__ = ("_argv", "_channel", "_mask", "_socket", "_thread", "_traced")
+    __slots__ = ("_argv", "_channel", "_mask", "_socket", "_suspension", "_thread", "_traced")
     manner = INJECTED
 
-    def __init__(self, program: Any, outcome: Any) -> None:
-        super().__init__(outcome.pid, outcome.pidfd, program.setup.deadline or DEADLINE)
-        self._argv = program.argv
-        self._thread = threading.get_native_id()
+    def __init__(self, program: Any) -> None:
         self._socket: socket.socket | None = None
         self._channel = -1
-        suspension = program.setup.suspension
-        self._mask = current_mask() if suspension.mask is None else suspension.mask
+        super().__init__(-1, -1, program.setup.deadline or DEADLINE)
+        self._argv = program.argv
+        self._thread = threading.get_native_id()
+        self._suspension: Suspension = program.setup.suspension
+        mask = self._suspension.mask
+        self._mask = current_mask() if mask is None else mask
         self._traced = ffi.new("struct ck_traced *")
-        result = lib.ck_hold(self._traced, self.pid, self._pidfd)
+
+    def adopt(self, pid: int, pidfd: int) -> None:
+        """Hold this child, which is about to stop: for a handle that was made before it."""
+        if self._pidfd == pidfd:
+            return
+        self.pid, self._pidfd = pid, pidfd
+        result = lib.ck_hold(self._traced, pid, pidfd)
         if result == -errno.ESRCH:
             raise self._gone()
         if result < 0:
-            self.kill()
             msg = f"ptrace: {os.strerror(-result)}"
             if result == -errno.EOPNOTSUPP:
                 msg = "the program has another word size than we; it cannot be suspended"
             raise OSError(-result, msg)
-        try:
-            self._traced.gate = self._find_gate()
-            if suspension.clears:
-                self.do(set_attribute("PR_SET_PDEATHSIG", 0))
-        except BaseException:
-            self.kill()
-            raise
+        self._traced.gate = self._find_gate()
+        if self._suspension.clears:
+            self.do(set_attribute("PR_SET_PDEATHSIG", 0))
 
     # Its memory and registers.
 
@@ -368,7 +371,7 @@ class Suspended(Child):
 
     def _check(self) -> None:
         """Only the tracer's thread may ask the kernel."""
-        self.fileno()
+        self.check()
         if threading.get_native_id() != self._thread:
             msg = "a suspended process is driven by the thread that made it: ptrace(2) wants it so"
             raise RuntimeError(msg)

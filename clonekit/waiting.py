@@ -7,6 +7,7 @@ look at each result, and with things done by us in between. docs/uses.md has exa
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -17,8 +18,8 @@ from signal import SIGKILL
 from clonekit.arrange import ABOVE, CGROUP, CHANNEL, EXECUTE, Arranged, beginning
 from clonekit.child import DEADLINE, Child, send
 from clonekit.compiled import Compiled, immediate
-from clonekit.driven import GONE, RUNNING, Driven, begun
-from clonekit.errors import DeclarationError
+from clonekit.driven import GONE, RUNNING, Driven, handle_of
+from clonekit.errors import DeclarationError, SpawnError
 from clonekit.failure import died, failure, late
 from clonekit.linux.abi import ffi, lib
 from clonekit.linux.memory import address
@@ -42,8 +43,14 @@ if TYPE_CHECKING:
 else:
     from clonekit.steps.step import overload
 
+POLLFD = struct.Struct("<ihh")
 #: All signals, for a child whose start has failed after it lifted the block.
 EVERY_SIGNAL = tuple(range(1, 65))
+#: Why an order may be refused.
+REFUSALS = {
+    errno.EBUSY: "it is at another order; one thread at a time may drive it",
+    errno.EPERM: "it has the ids that we have given up; start or kill it before that",
+}
 
 
 class Opening(Compiled):
@@ -85,18 +92,23 @@ class Opening(Compiled):
 
 
 class Watch:
-    """The call by which a child that waits sees whether we live: ppoll of a pidfd of ours."""
+    """The call by which a child that waits sees whether we are there: ppoll.
+
+    It looks at a pidfd of ours, and at the socket between us, whose other end an exec closes.
+    """
 
     __slots__ = ("_polled", "_timeout", "record")
 
-    def __init__(self, number: int) -> None:
-        self._polled = bytearray(struct.pack("<ihh", number, lib.POLLIN, 0))
+    def __init__(self, numbers: dict[Slot, int]) -> None:
+        self._polled = bytearray(POLLFD.size * 2)
         self._timeout = bytes(16)
-        self.record = immediate("ppoll", address(self._polled), 1, address(self._timeout), 0, 8)
+        self.record = immediate("ppoll", address(self._polled), 2, address(self._timeout), 0, 8)
+        self.follow(numbers)
 
-    def moved(self, number: int) -> None:
-        """The child has that descriptor at another number now."""
-        struct.pack_into("<i", self._polled, 0, number)
+    def follow(self, numbers: dict[Slot, int]) -> None:
+        """The child has these descriptors at these numbers now."""
+        POLLFD.pack_into(self._polled, 0, numbers[PARENT], lib.POLLIN, 0)
+        POLLFD.pack_into(self._polled, POLLFD.size, numbers[CHANNEL], 0, 0)
 
 
 class Nascent(Child):
@@ -107,24 +119,28 @@ class Nascent(Child):
     us, and with the *thread* that made it.
     """
 
-    __slots__ = ("_driven", "_numbers", "_socket", "_thread", "_watch")
+    __slots__ = ("_driven", "_handle", "_numbers", "_socket", "_thread", "_watch")
     manner = ORDERED
 
     def __init__(self, opening: Opening, deadline: float) -> None:
-        self._driven = Driven()
+        super().__init__(-1, -1, deadline)
+        self._driven = driven = Driven()
+        self._handle: Any = self  # what it is when it has begun its program
+        self._thread = threading.get_native_id()
+        self._numbers = dict(opening.kept)
+        self._watch = Watch(self._numbers)
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         parent = -1
         try:
             parent = os.pidfd_open(os.getpid())
-            self._driven.begin(opening, opening.values(theirs.fileno(), parent), lib.CK_STAYS_DONE)
-            super().__init__(self._driven.struct.pid, self._driven.struct.pidfd, deadline)
-            self._thread = threading.get_native_id()
-            self._numbers = opening.kept
-            self._watch = Watch(self._numbers[PARENT])
-            self._driven.struct.frame.watch = self._watch.record
+            driven.begin(opening, opening.values(theirs.fileno(), parent), lib.CK_STAYS_DONE)
+            self.pid, self._pidfd = driven.struct.pid, driven.struct.pidfd
+            driven.struct.frame.watch = self._watch.record
             self._finish(opening, deadline)
         except BaseException:
+            self._pidfd = -1
             self._socket.close()
+            driven.discard(self)
             raise
         finally:
             theirs.close()
@@ -156,9 +172,18 @@ class Nascent(Child):
 
 
     def _carry_out(self, order: Order, deadline: float | None) -> list[Any]:
-        limit = self.hand_over(order, lib.CK_STAYS, deadline)
-        self._finish(order, limit)
+        self._run(order, lib.CK_STAYS, deadline)
         return self.results(order)
+
+    def _run(self, order: Order, stays: int, deadline: float | None) -> Process | None:
+        """Give an order, wait until it is carried out, and judge it."""
+        try:
+            return self._finish(order, self.hand_over(order, stays, deadline))
+        except (DeclarationError, SpawnError):
+            raise
+        except BaseException:  # a handler has raised: nobody knows how far the order is
+            self.discard()
+            raise
 
     def results(self, order: Order) -> list[Any]:
         """What an order that was carried out has brought."""
@@ -170,23 +195,22 @@ class Nascent(Child):
         self, order: Order, stays: int, deadline: float | None, bell: Any = ffi.NULL
     ) -> float:
         """Give the child an order, and what it needs for it; say how long it may take."""
-        self.fileno()
+        self.check()
         if order.given:
             send(self._socket, order.given)
         if order.schedules:
             self._driven.struct.frame.spins = 0
-        if self._driven.order(order, order.values, stays, bell):
-            raise died(self.pid, self._end(dead=True).result)
+        result = self._driven.order(order, order.values, stays, bell)
+        if result == -errno.ESRCH:
+            raise died(self.pid, self._end(dead=True))
+        if result:
+            reason = REFUSALS.get(-result, os.strerror(-result))
+            raise OSError(-result, f"child {self.pid}: {reason}")
         return self.deadline if deadline is None else deadline
 
     def _finish(self, order: Compiled, limit: float) -> Process | None:
         """Wait until the order is carried out, and judge it."""
-        try:
-            state = self._driven.attend(time.monotonic() + limit)
-        except BaseException:  # a handler of a signal raised: the call cannot be abandoned
-            self.kill()
-            raise
-        return self.judge(order, state, limit)
+        return self.judge(order, self._driven.attend(time.monotonic() + limit), limit)
 
     def judge(self, order: Compiled, state: int, limit: float) -> Process | None:
         """What has become of an order: a process if it began one.
@@ -200,7 +224,8 @@ class Nascent(Child):
             outcome = self._end(dead=False)
             if outcome.stage != lib.CK_SPAWNED:
                 raise failure(order, outcome)
-            return begun(order, outcome)  # type: ignore[no-any-return]
+            self._handle.adopt(outcome.pid, outcome.pidfd)
+            return self._handle  # type: ignore[no-any-return]
         outcome = self._driven.report()
         if outcome.stage == lib.CK_REFUSED:
             error = failure(order, outcome)
@@ -222,7 +247,7 @@ class Nascent(Child):
         if arranged.vector >= 0:
             again = [set_signal_mask(EVERY_SIGNAL), set_attribute("PR_SET_PDEATHSIG", SIGKILL)]
             repair = Order(again, STARTED, known={}, reserved=self._numbers)
-            self._finish(repair, self.hand_over(repair, lib.CK_STAYS, None))
+            self._run(repair, lib.CK_STAYS, None)
 
     def _renumber(self, moved: dict[Fd, int]) -> None:
         """A start that failed has placed its vector: what the child keeps is above it."""
@@ -231,7 +256,7 @@ class Nascent(Child):
                 fd.of.number = number
             elif fd.of in self._numbers:
                 self._numbers[fd.of] = number  # type: ignore[index]
-        self._watch.moved(self._numbers[PARENT])
+        self._watch.follow(self._numbers)
 
     # The end of waiting.
 
@@ -274,7 +299,7 @@ class Nascent(Child):
         """
         order = self.starting(argv, declaration)
         stays = lib.CK_STAYS if order.repeatable else lib.CK_ENDS
-        process = self._finish(order, self.hand_over(order, stays, deadline))
+        process = self._run(order, stays, deadline)
         assert process is not None  # noqa: S101 - an exec succeeds, or is a failure
         return process
 
@@ -293,17 +318,27 @@ class Nascent(Child):
         else:
             steps = Spec(argv, **declaration).steps()  # type: ignore[arg-type]
         alive = [fd for fd in self._fds if fd.number >= 0]
-        order = Order(steps, STARTED, known=self.names, reserved=self._numbers, alive=alive)
+        order = Order(
+            steps, STARTED, self, known=self.names, reserved=self._numbers, alive=alive
+        )
         if order.setup.suspension is not None and threading.get_native_id() != self._thread:
             msg = "a child can be suspended only by the thread that made it; start it from there"
             raise DeclarationError(msg)
+        self._handle = handle_of(order)
         return order
 
     def _end(self, *, dead: bool) -> Any:
         """Forget the child, which is gone, or ended here."""
+        outcome = self._driven.end(dead=dead)
         self._pidfd = -1
         self._socket.close()
-        return self._driven.end(dead=dead)
+        return outcome
+
+    def discard(self) -> None:
+        """End the child, also if it has just begun its program: somebody was interrupted."""
+        self._pidfd = -1
+        self._socket.close()
+        self._driven.discard(self._handle)
 
     def kill(self) -> None:
         """End the child, and reap it. One that has begun its program is not touched."""

@@ -153,14 +153,19 @@ def memory_file() -> int:
     return fd
 
 
+def stack(held: Suspended) -> int:
+    """Where its stack ends: its argc is there."""
+    return held.registers["rsp" if "rsp" in held.registers else "sp"]
+
+
 #: Whatever only the thread may do that made it.
 OPERATIONS: dict[str, Callable[[Suspended], object]] = {
     "do": lambda held: held.do(set_umask(0)),
     "syscall": lambda held: held.syscall("getpid"),
     "buffer": lambda held: held.syscall("getcwd", bytearray(64), 64),
     "map": lambda held: held.map(memory_file(), 4096),
-    "read": lambda held: held.read(held.registers["rsp" if "rsp" in held.registers else "sp"], 8),
-    "write": lambda held: held.write(held.auxv()["phdr"], b"x"),
+    "read": lambda held: held.read(stack(held), 8),
+    "write": lambda held: held.write(stack(held) - 8, b"below it"),
     "give": lambda held: held.give(0),
     "resume": lambda held: held.resume().close(),
 }

@@ -184,8 +184,8 @@ def test_memory_that_is_not_there_is_an_error_and_registers_are_known() -> None:
             assert told.value.errno in {errno.EIO, errno.EFAULT}
             with pytest.raises(OSError, match="of child"):
                 held.write(address, b"x")
-        stack = held.registers["rsp" if "rsp" in held.registers else "sp"]
-        assert struct.unpack("<Q", held.read(stack, 8)) == (1,)
+        at = stack(held)
+        assert struct.unpack("<Q", held.read(at, 8)) == (1,)
         with pytest.raises(DeclarationError, match="no register is called"):
             held.set_registers(nowhere=1)
 

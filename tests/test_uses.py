@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from parent_snapshot import children
-from suspending import compiled, ends, entry, printed, symbol
+from suspending import compiled, ends, entry, printed, stack, symbol
 
 from clonekit import DeclarationError, Process, Slot, SpawnError, Suspended, nascent
 from clonekit.linux.landlock import Ruleset
@@ -67,13 +67,13 @@ def test_a_debugger_patches_a_global_before_any_code_has_run(kind: str, tmp_path
 
 def test_a_debugger_gives_another_argument_in_place() -> None:
     def change(held: Suspended) -> None:
-        stack = held.registers["rsp" if "rsp" in held.registers else "sp"]
-        count, _, first = struct.unpack("<QQQ", held.read(stack, 24))
+        at = stack(held)
+        count, _, first = struct.unpack("<QQQ", held.read(at, 24))
         assert count == 2
         assert held.read(first, 6) == b"before"
         room = held.syscall("mmap", 0, 4096, mmap.PROT_READ | mmap.PROT_WRITE, 0x22, -1, 0)
         held.write(room, b"a longer one\0")
-        held.write(stack + 16, struct.pack("<Q", room))
+        held.write(at + 16, struct.pack("<Q", room))
 
     assert printed(["echo", "before"], change) == "a longer one\n"
 

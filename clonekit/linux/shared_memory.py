@@ -47,6 +47,7 @@ REFUSED_CALLS: dict[str, str] = {
     **dict.fromkeys(
         ("mlock", "mlock2", "munlock", "mlockall", "munlockall", "membarrier"), _SETTING
     ),
+    "ptrace": "a tracer could reach our memory through the child; see suspended=True",
     "rt_sigprocmask": "signals stay blocked until the last step; use set_signal_mask()",
     "rt_sigaction": "a handler would run in our memory; see reset_signals(), ignore_signals()",
     "rt_sigsuspend": "signals stay blocked until the last step",

@@ -42,7 +42,11 @@ def parse_fd(text: str) -> tuple[int, int] | str | dict[int, object]:
 
 @step(phase="vector", field="fds", lasting=True, option=Option("TARGET[=SOURCE]", parse_fd, dict))
 def place_descriptors(
-    fds: Mapping[int, object] | str, later: Iterable[Fd] = (), *, tidy_below: int | None = None
+    fds: Mapping[int, object] | str,
+    later: Iterable[Fd] = (),
+    *,
+    tidy_below: int | None = None,
+    base: int = 0,
 ) -> Records:
     """Give the program exactly these descriptors: dup3, fcntl and close_range.
 
@@ -51,14 +55,15 @@ def place_descriptors(
     whatever is not close-on-exec. Without it the program has our 0, 1 and 2.
 
     The compiler gives the rest: `later` are descriptors that steps after this one use (they are
-    put above the vector, close-on-exec); nothing is open from `tidy_below` up, where that is known.
+    put above the vector and from `base` up, close-on-exec); nothing is open from `tidy_below` up,
+    where that is known.
 
     Raises: EBADF for a number above RLIMIT_NOFILE. See: dup(2), close_range(2).
     """
     if fds == INHERIT:
         return
     moves = targets_of(fds)
-    base = max(moves, default=-1) + 1
+    base = max(base, max(moves, default=-1) + 1)
     private = {base + n: fd for n, fd in enumerate(later)}
     top = base + len(private)
     calls = parallel_move({**moves, **private}, frozenset(private), top)

@@ -161,9 +161,9 @@ def receive_descriptors(fd: object, *names: str) -> Records:
     """Receive descriptors over a unix socket, as many as there are names: recvmsg, SCM_RIGHTS.
 
     They become the slots of these names, close-on-exec, in the order in which they were sent with
-    one message of one byte. It waits for the message.
+    one message of one byte. It waits for the message; fcntl sees whether the last has come.
 
-    Raises: EAGAIN from a socket that does not wait. A descriptor that did not come (EMFILE) is -1.
+    Raises: EAGAIN from a socket that does not wait; EBADF if not all have come (RLIMIT_NOFILE).
     See: unix(7), recvmsg(2).
     """
     if not 0 < len(names) <= MOST_SENT:
@@ -180,6 +180,7 @@ def receive_descriptors(fd: object, *names: str) -> Records:
     yield Call("recvmsg", Fd(fd), header, lib.MSG_CMSG_CLOEXEC, expect=1, retry=True)
     for n, name in enumerate(names):
         yield Move(control.at(CMSGHDR.size + 4 * n), to=Slot(name))
+    yield Call("fcntl", Fd(Slot(names[-1])), lib.F_GETFD, 0)
 
 
 @step(phase="opening")
