@@ -17,6 +17,7 @@ from clonekit.driven import RUNNING
 from clonekit.errors import DeclarationError, SpawnError
 from clonekit.linux.abi import ffi, lib
 from clonekit.linux.memory import address
+from clonekit.steps.opening import close_descriptor
 from clonekit.steps.sandbox import system_call
 from clonekit.waiting import Nascent as Driven
 from clonekit.waiting import prepared
@@ -72,9 +73,11 @@ class Nascent:
 
     async def give(self, fd: object, at: int | None = None) -> ChildFd:
         """Give the child a descriptor of ours: see `clonekit.Nascent.give`."""
-        steps = self.child.giving(fd, at)
-        results = await self.do(*steps)
-        given: ChildFd = results if len(steps) == 1 else results[-2]
+        copy: ChildFd = await self.do(self.child.copying(fd, at))
+        if at is None or copy.number == at:
+            return copy
+        given: ChildFd = await self.do(self.child.placing(copy, at))
+        await self.do(close_descriptor(copy))
         return given
 
     async def start(
@@ -99,6 +102,7 @@ class Nascent:
         if self._busy:
             msg = "the child is at another task's order; await that first"
             raise RuntimeError(msg)
+        self.child.check()
         self._busy = True
         try:
             limit = self.child.hand_over(order, stays, deadline, bell)

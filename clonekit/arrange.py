@@ -55,7 +55,6 @@ PLACE: Kind = place_descriptors  # type: ignore[assignment]
 MASK: Kind = set_signal_mask  # type: ignore[assignment]
 EXECUTE: Kind = execute  # type: ignore[assignment]
 RECEIVE: Kind = receive_descriptors  # type: ignore[assignment]
-PARENT_DEATH: Kind = set_parent_death_signal  # type: ignore[assignment]
 STOP: Kind = stop_at_exec  # type: ignore[assignment]
 INT = 0xFFFFFFFF
 #: The mask at an exec that is to stop: ptrace tells of it by SIGTRAP.
@@ -83,15 +82,26 @@ class Arranged:
         above: the first number that nothing uses, or the slot that will hold it.
         inputs: the slots that no record makes.
         guard: how our memory is kept untraceable.
+
+    Of a child that exists already, `numbers` are those of slots that are known.
     """
 
     __slots__ = (
         "_fds", "_makers", "_plain", "above", "clone", "fd_slots", "given", "guard", "inputs",
-        "kept", "lists", "manner", "moved", "vector",
+        "kept", "lists", "manner", "moved", "numbers", "vector",
     )  # fmt: skip
 
-    def __init__(self, steps: list[Step], manner: Manner, alive: Sequence[Slot] = ()) -> None:
+    def __init__(
+        self,
+        steps: list[Step],
+        manner: Manner,
+        alive: Sequence[Slot] = (),
+        *,
+        numbers: Mapping[Slot, int] | None = None,
+        limit: int | None = None,
+    ) -> None:
         self.manner = manner
+        self.numbers = numbers or {}
         self.lists: list[list[Record]] = []
         self.clone: list[Clone] = []
         self.inputs: dict[Slot, None] = {}
@@ -119,7 +129,7 @@ class Arranged:
                 self._note(record, number)
         if vector != INHERIT:
             self._refuse_plain(self.vector, steps)
-        self._cross(moves, alive)
+        self._cross(moves, alive, limit)
         if steps[0].kind is OWN_TABLE:
             steps[0] = own_table(self.above)
         if self.given:
@@ -199,7 +209,7 @@ class Arranged:
                 raise DeclarationError(msg)
             self.inputs[of] = None
 
-    def _cross(self, moves: dict[int, Fd], alive: Sequence[Slot]) -> None:
+    def _cross(self, moves: dict[int, Fd], alive: Sequence[Slot], limit: int | None) -> None:
         """Place the vector, and move what is used after it out of its way."""
         makers, at = self._makers, self.vector
         for slot in alive:
@@ -227,16 +237,22 @@ class Arranged:
             for step, fd in self._fds
             if step > at and makers.get(fd.of, -1) < at  # type: ignore[arg-type]
         )
-        base = max(max(moves, default=-1) + 1, reserved_from() if alive else 0)
+        base = max(max(moves, default=-1) + 1, reserved_from(limit) if alive else 0)
         made_before = any(step < at for step in makers.values())
         tidy = None if made_before or self.above is ABOVE or self.manner.exists else floor
-        self.lists[at] = list(PLACE.function(moves, crossing, tidy_below=tidy, base=base))
+        known = {to: self._numbered(fd) for to, fd in moves.items()}
+        later = map(self._numbered, crossing)
+        self.lists[at] = list(PLACE.function(known, later, tidy_below=tidy, base=base))
         if not self.manner.exists:
             self.lists[0] = list(OWN_TABLE.function(self.above))
         if crossing:
             self.moved = {fd: base + n for n, fd in enumerate(crossing)}
             for records in self.lists[at + 1 :]:
                 records[:] = [redirected(record, self.moved) for record in records]
+
+    def _numbered(self, fd: Fd) -> Fd:
+        """A descriptor whose number in the child is known, by that: it need not be lifted first."""
+        return Fd(self.numbers.get(fd.of, fd.of))  # type: ignore[arg-type]
 
     def _guard(self, credentials: list[tuple[int, int]], steps: Sequence[Step]) -> int:
         """How our memory is kept untraceable, H7; puts the record that does it where it belongs.
@@ -297,11 +313,15 @@ class Arranged:
         )
 
 
-def reserved_from() -> int:
-    """From which number on a child keeps what it is driven by, out of the way of the program's."""
+def reserved_from(limit: int | None = None) -> int:
+    """From which number on a child keeps what it is driven by, out of the way of the program's.
+
+    `limit` is its RLIMIT_NOFILE, by default our own.
+    """
     import resource
 
-    return min(RESERVED, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if limit is None else limit
+    return min(RESERVED, soft // 2)
 
 
 def cgroup_slot(fd: Fd) -> Slot:
@@ -358,29 +378,40 @@ def closing(steps: Sequence[Step]) -> int:
 def keep_to_parent(steps: list[Step]) -> None:
     """H11: a child that does not hold us ends with us, until its program begins or it is held.
 
-    A change of ids has cleared the signal. One that the caller declares takes its place.
+    A change of credentials clears the signal, so it is set again after each. One that the caller
+    declares after them is the program's own.
     """
-    ours = not any(map(sets_death_signal, steps))
-    stop = next((n for n, step in enumerate(steps) if step.kind is STOP), -1)
-    if stop >= 0:
-        if ours:
-            steps.insert(stop, set_parent_death_signal("KILL"))
+    ours = not has_death_signal(steps)
+    for n in reversed(range(len(steps))):
+        if any(call.name in GUARDED_CALLS for call in calls_of(steps[n])):
+            steps.insert(n + 1, set_parent_death_signal("KILL"))
+    if any(step.kind is STOP for step in steps):
         steps[-2] = set_signal_mask(ALL_BUT_TRAP)
     elif ours:
         steps.insert(closing(steps), set_attribute("PR_SET_PDEATHSIG", 0))
 
 
-def sets_death_signal(step: Step) -> bool:
-    """Whether the caller has a parent-death signal for the program."""
-    return step.kind is PARENT_DEATH or (
-        step.kind.raw
-        and any(
-            type(record) is Call
-            and record.name in {"prctl", NUMBERS["prctl"]}
-            and record.operands[:1] == (lib.PR_SET_PDEATHSIG,)
-            for record in step.records()
-        )
-    )
+def has_death_signal(steps: Sequence[Step]) -> bool:
+    """Whether the caller has a parent-death signal for the program, after what would clear it."""
+    found = False
+    for step in steps:
+        calls = calls_of(step)
+        if any(call.name in GUARDED_CALLS for call in calls):
+            found = False
+        if any(
+            call.name in {"prctl", NUMBERS["prctl"]}
+            and call.operands[:1] == (lib.PR_SET_PDEATHSIG,)
+            for call in calls
+        ):
+            found = True
+    return found
+
+
+def calls_of(step: Step) -> list[Call]:
+    """The calls of a step that does not depend on the others."""
+    if step.phase in {"clone", "table", "vector", "exec"}:
+        return []
+    return [record for record in step.records() if type(record) is Call]
 
 
 class Suspension:
@@ -397,7 +428,7 @@ class Suspension:
         masks = [step for step in steps if step.kind is MASK]
         names = [*masks[-1].arguments, *masks[-1].keywords.values()] if masks else []
         self.mask = None if names in ([], [None]) else mask_of(names[0])
-        self.clears = not any(map(sets_death_signal, steps))
+        self.clears = not has_death_signal(steps)
 
 
 def suspension(steps: Sequence[object]) -> Suspension | None:

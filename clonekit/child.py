@@ -6,11 +6,12 @@ import errno
 import os
 import socket
 
+from clonekit.arrange import refuse_others
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import lib
 from clonekit.orders import Order
-from clonekit.records import ChildFd, Fd, Slot
-from clonekit.steps.opening import close_descriptor, duplicate
+from clonekit.records import ChildFd, Fd
+from clonekit.steps.opening import close_descriptor
 from clonekit.steps.sandbox import system_call
 
 TYPE_CHECKING = False
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from typing import Any, ClassVar, Self
 
     from clonekit.manners import Manner
-    from clonekit.records import Operand
+    from clonekit.records import Operand, Slot
     from clonekit.steps.step import Step
 
 #: How many seconds an order may take where nobody says.
@@ -112,28 +113,24 @@ class Child:
         It has the same open file then, close-on-exec, at a free number, or `at` this one.
         In a suspended program it is not close-on-exec: it is the program's.
         """
-        steps = self.giving(fd, at)
-        results = self.do(*steps)
-        given: ChildFd = results if len(steps) == 1 else results[-2]
+        copy: ChildFd = self.do(self.copying(fd, at))
+        if at is None or copy.number == at:
+            return copy
+        given: ChildFd = self.do(self.placing(copy, at))
+        copy.close()
         return given
 
-    def giving(self, fd: object, at: int | None) -> list[Step]:
-        """The steps by which a descriptor stays that is given for the order."""
-        cloexec = self.manner.shares  # else the program has begun, and is to have it
-        if at is None:
-            command = lib.F_DUPFD_CLOEXEC if cloexec else lib.F_DUPFD
-            return [system_call("fcntl", Fd(fd), command, 0)]
+    def copying(self, fd: object, at: int | None) -> Step:
+        """The step that keeps a descriptor which is given for the order: at `at` or above."""
         if at in self.reserved().values():
             msg = f"the child keeps something at {at} for being driven; give another number"
             raise DeclarationError(msg)
-        # It may have come at that very number, and dup3 does not move a descriptor to itself.
-        copy = duplicate(fd, name=".copy", at_least=at + 1)
-        flags = os.O_CLOEXEC if cloexec else 0
-        return [
-            copy,
-            system_call("dup3", Fd(Slot(".copy")), at, flags),
-            close_descriptor(Slot(".copy")),
-        ]
+        command = lib.F_DUPFD_CLOEXEC if self.manner.shares else lib.F_DUPFD
+        return system_call("fcntl", Fd(fd), command, at or 0)
+
+    def placing(self, copy: ChildFd, at: int) -> Step:
+        """The step that puts it where something else was: what it was given as, perhaps."""
+        return system_call("dup3", copy, at, os.O_CLOEXEC if self.manner.shares else 0)
 
     def getfd(self, fd: int) -> int:
         """A descriptor of ours for the open file behind its descriptor `fd`: pidfd_getfd.
@@ -162,6 +159,8 @@ class Child:
 
     def order_of(self, steps: Sequence[Step]) -> Order:
         """These steps, compiled for this child."""
+        self.check()
+        refuse_others(steps)
         if not steps:
             msg = "an order has at least one step; give one"
             raise DeclarationError(msg)
@@ -222,3 +221,13 @@ def send(channel: socket.socket, fds: Sequence[int]) -> None:
             raise
         msg = f"one of the descriptors {list(fds)} is not open here; leave it out, or open it first"
         raise DeclarationError(msg) from None
+
+
+def limit_of(pid: int) -> int | None:
+    """How many descriptors a child may have; None where we may not know."""
+    import resource
+
+    try:
+        return resource.prlimit(pid, resource.RLIMIT_NOFILE)[0]
+    except PermissionError:
+        return None

@@ -17,6 +17,7 @@ from clonekit.records import (
     Clone,
 )
 from clonekit.steps.execute import execute
+from clonekit.steps.namespaces import OwnedFd
 from clonekit.steps.signals import PARENT
 
 TYPE_CHECKING = False
@@ -187,18 +188,18 @@ class Compiled:
 
         return entries(self)
 
-    def with_parent(self, values: list[int]) -> tuple[int, list[int]]:
-        """A pidfd of ours for the child to see whether we live, or -1; and the input registers."""
+    def with_parent(self, values: list[int]) -> tuple[OwnedFd, list[int]]:
+        """A pidfd of ours for the child to see whether we live, if it does; the input registers."""
         inputs = self.setup.inputs
         if PARENT not in inputs:
-            return -1, values
-        parent = os.pidfd_open(os.getpid())
+            return OwnedFd(-1), values
+        parent = OwnedFd(os.pidfd_open(os.getpid()))
         values = list(values)
         for n, slot in enumerate(inputs):
             if slot == PARENT:
-                values[n] = parent
+                values[n] = parent.fd
             elif slot.name == ".above":
-                values[n] = max(values[n], parent + 1)
+                values[n] = max(values[n], parent.fd + 1)
         return parent, values
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 
 from clonekit.linux.abi import ffi, lib
@@ -94,6 +93,7 @@ class Driven:
             self.end(dead=True)
         if self.outcome.stage == lib.CK_SPAWNED and self.outcome.pidfd >= 0:
             handle.adopt(self.outcome.pid, self.outcome.pidfd)
+            self.outcome.pidfd = -1
             handle.__exit__(None, None, None)
 
 
@@ -128,12 +128,12 @@ def run(
         outcome = driven.end(dead=state == RUNNING)
         if outcome.stage == lib.CK_SPAWNED:
             handle.adopt(outcome.pid, outcome.pidfd)
+            outcome.pidfd = -1
     except BaseException:  # a handler of a signal has raised, perhaps
         driven.discard(handle)
         raise
     finally:
-        if parent >= 0:
-            os.close(parent)
+        parent.close()
     if outcome.stage != lib.CK_SPAWNED:
         from clonekit.failure import failure, late
 

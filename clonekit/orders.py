@@ -7,7 +7,7 @@ from clonekit.compiled import Compiled
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import lib, name_of
 from clonekit.linux.descriptors import MAKERS
-from clonekit.manners import STARTED
+from clonekit.manners import INJECTED, STARTED
 from clonekit.records import Call, ChildFd, Move, Scratch, Slot
 from clonekit.steps.opening import receive_descriptors
 
@@ -29,7 +29,7 @@ class Order(Compiled):
 
     `known` is what the slots of earlier orders hold, and `reserved` where the child has what we
     keep there. Where the order ends with an exec, `alive` are the child's descriptors that must be
-    there still if that fails.
+    there still if that fails; `limit` is the child's RLIMIT_NOFILE.
 
     Attributes:
         given: our descriptors that it needs, in the order in which they are to be sent.
@@ -53,15 +53,19 @@ class Order(Compiled):
         known: Mapping[str, ChildFd | int],
         reserved: Mapping[Slot, int],
         alive: Sequence[ChildFd] = (),
+        limit: int | None = None,
     ) -> None:
         suspended = suspension(steps)
         has_clone3 = bool(lib.ck_has_clone3())
         steps = [*steps]
-        if steps[-1].kind is EXECUTE:
+        if manner is STARTED and steps[-1].kind is EXECUTE:
             steps = completed(steps, manner, has_clone3=has_clone3)
         else:
             steps = [receive_descriptors(CHANNEL), *steps]
-        arranged = self.arranged = Arranged(steps, manner, (*reserved, *alive))
+        numbers = {**reserved, **{fd: fd.number for fd in alive}}
+        arranged = self.arranged = Arranged(
+            steps, manner, (*reserved, *alive), numbers=numbers, limit=limit
+        )
         self.argv: tuple[Any, ...] = ()
         if steps[-1].kind is EXECUTE:
             self.argv = tuple(steps[-1].arguments[0])
@@ -74,6 +78,8 @@ class Order(Compiled):
                 self._results.append(results_of(step, records))
                 records[:] = [self._with_room(record) for record in records]
             arranged.lists[-1] += [Call("close", slot) for slot in arranged.given.values()]
+        if manner is INJECTED and arranged.given:
+            arranged.lists[0].append(Call("close", CHANNEL))  # the next has one of its own
         self._compile(arranged, steps, has_clone3=has_clone3)
         self.setup.suspension = suspended
         self.given = tuple(arranged.given)

@@ -84,12 +84,10 @@ class Suspended(Child):
     Use it only from the thread that made it: RuntimeError elsewhere.
     """
 
-    __slots__ = ("_argv", "_channel", "_mask", "_socket", "_suspension", "_thread", "_traced")
+    __slots__ = ("_argv", "_mask", "_suspension", "_thread", "_traced")
     manner = INJECTED
 
     def __init__(self, program: Any) -> None:
-        self._socket: socket.socket | None = None
-        self._channel = -1
         super().__init__(-1, -1, program.setup.deadline or DEADLINE)
         self._argv = program.argv
         self._thread = threading.get_native_id()
@@ -141,6 +139,8 @@ class Suspended(Child):
 
     def _reached(self, done: int, size: int, address: int) -> None:
         """Tell where not all of it was read or written."""
+        if done == -errno.ESRCH:
+            raise self._gone()
         if done < size:
             number = -done if done < 0 else errno.EFAULT
             msg = f"{size} bytes at {address:#x} of child {self.pid}: {os.strerror(number)}"
@@ -234,16 +234,18 @@ class Suspended(Child):
     # Orders.
 
     def reserved(self) -> dict[Slot, int]:
-        """Where it has its end of the socket, once there is one."""
-        return {CHANNEL: self._channel}
+        """Each order that is given descriptors opens a socket for them: its number is not known."""
+        return {CHANNEL: -1}
 
     def _carry_out(self, order: Order, deadline: float | None) -> list[Any]:
         self._check()
         limit = self.deadline if deadline is None else deadline
         run = Run(order, limit)
         if order.given:
-            send(self._open_channel(), order.given)
-            order.values[order.setup.inputs.index(CHANNEL)] = self._channel
+            channel, theirs = self._open_channel()
+            order.values[order.setup.inputs.index(CHANNEL)] = theirs
+            with channel:
+                send(channel, order.given)
         image, scratch = ffi.buffer(order.image)[:], order.setup.scratch
         image += bytes(-len(image) % 16)
         size = len(image) + len(scratch)
@@ -302,22 +304,19 @@ class Suspended(Child):
             )  # fmt: skip
         return int(registers[0])
 
-    def _open_channel(self) -> socket.socket:
-        """Our end of a socket whose other end is in the process, until it is resumed."""
-        if self._socket is None:
-            ends = bytearray(8)
-            kind = socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC
-            self.syscall("socketpair", socket.AF_UNIX, kind, 0, ends)
-            theirs, ours = struct.unpack("<ii", ends)
-            try:
-                self._socket = socket.socket(fileno=self.getfd(ours))
-            except OSError:
-                self.syscall("close", theirs)
-                raise
-            finally:
-                self.syscall("close", ours)
-            self._channel = theirs
-        return self._socket
+    def _open_channel(self) -> tuple[socket.socket, int]:
+        """A socket whose other end is in the process, and that end's number, for one order."""
+        ends = bytearray(8)
+        kind = socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC
+        self.syscall("socketpair", socket.AF_UNIX, kind, 0, ends)
+        theirs, ours = struct.unpack("<ii", ends)
+        try:
+            return socket.socket(fileno=self.getfd(ours)), theirs
+        except OSError:
+            self.syscall("close", theirs)
+            raise
+        finally:
+            self.syscall("close", ours)
 
     # The end of it.
 
@@ -329,9 +328,6 @@ class Suspended(Child):
         Raises: ChildProcessError when it has died.
         """
         self._check()
-        if self._socket is not None:
-            self.syscall("close", self._channel)
-            self._close_socket()
         result = lib.ck_let_go(self._traced, self._mask)
         if result == -errno.ESRCH:
             raise self._gone()
@@ -344,7 +340,6 @@ class Suspended(Child):
 
     def kill(self) -> None:
         """End the process, and reap it. One that was resumed is not touched."""
-        self._close_socket()
         pidfd, self._pidfd = self._pidfd, -1
         if pidfd < 0:
             return
@@ -355,19 +350,13 @@ class Suspended(Child):
 
     def _gone(self, order: Compiled | None = None, record: int = 0) -> SpawnError:
         """The error for a process that has ended; it is reaped."""
-        self._close_socket()
         pidfd, self._pidfd = self._pidfd, -1
         with made(self.pid, pidfd, self._argv) as process:
             ended = process.wait()
         details = {} if order is None else details_of(order, one(order, record))
-        details.setdefault("step", f"suspended child {self.pid}")
+        details = {"step": f"suspended child {self.pid}", "phase": "suspended", "arguments": "ptrace", **details}
         message = f"it ended {ended.how} before its first instruction"
         return spawn_error(errno.ECHILD, message, **details, signal=ended.signal)
-
-    def _close_socket(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
 
     def _check(self) -> None:
         """Only the tracer's thread may ask the kernel."""

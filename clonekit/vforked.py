@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from clonekit.linux.abi import ffi, lib
 from clonekit.process import Process, made
 
@@ -37,7 +35,7 @@ def run(
     """
     outcome = ffi.new("struct ck_outcome *")
     inputs = ffi.NULL
-    parent = -1
+    parent = None
     if values is not None:
         parent, values = program.with_parent(values)
         inputs = ffi.new("int64_t[]", values)
@@ -53,8 +51,8 @@ def run(
             made(outcome.pid, outcome.pidfd, ()).__exit__(None, None, None)
         raise
     finally:
-        if parent >= 0:
-            os.close(parent)
+        if parent is not None:
+            parent.close()
     if outcome.stage != lib.CK_SPAWNED:
         from clonekit.failure import failure
 

@@ -16,7 +16,7 @@ import time
 from signal import SIGKILL
 
 from clonekit.arrange import ABOVE, CGROUP, CHANNEL, EXECUTE, Arranged, beginning
-from clonekit.child import DEADLINE, Child, send
+from clonekit.child import DEADLINE, Child, limit_of, send
 from clonekit.compiled import Compiled, immediate
 from clonekit.driven import GONE, RUNNING, Driven, handle_of
 from clonekit.errors import DeclarationError, SpawnError
@@ -28,6 +28,7 @@ from clonekit.orders import Order
 from clonekit.records import ChildFd, Fd, Slot
 from clonekit.spec import OF_EXEC, Spec, in_order, own_steps, refuse_names_of_the_machine
 from clonekit.steps.descriptors import place_descriptors
+from clonekit.steps.namespaces import OwnedFd
 from clonekit.steps.sandbox import set_attribute
 from clonekit.steps.signals import PARENT, set_signal_mask
 from clonekit.steps.step import Step
@@ -130,10 +131,10 @@ class Nascent(Child):
         self._numbers = dict(opening.kept)
         self._watch = Watch(self._numbers)
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        parent = -1
+        parent = None
         try:
-            parent = os.pidfd_open(os.getpid())
-            driven.begin(opening, opening.values(theirs.fileno(), parent), lib.CK_STAYS_DONE)
+            parent = OwnedFd(os.pidfd_open(os.getpid()))
+            driven.begin(opening, opening.values(theirs.fileno(), parent.fd), lib.CK_STAYS_DONE)
             self.pid, self._pidfd = driven.struct.pid, driven.struct.pidfd
             driven.struct.frame.watch = self._watch.record
             self._finish(opening, deadline)
@@ -144,8 +145,8 @@ class Nascent(Child):
             raise
         finally:
             theirs.close()
-            if parent >= 0:
-                os.close(parent)
+            if parent is not None:
+                parent.close()
 
     # What its asyncio form uses, too.
 
@@ -177,6 +178,7 @@ class Nascent(Child):
 
     def _run(self, order: Order, stays: int, deadline: float | None) -> Process | None:
         """Give an order, wait until it is carried out, and judge it."""
+        self.check()
         try:
             return self._finish(order, self.hand_over(order, stays, deadline))
         except (DeclarationError, SpawnError):
@@ -195,7 +197,6 @@ class Nascent(Child):
         self, order: Order, stays: int, deadline: float | None, bell: Any = ffi.NULL
     ) -> float:
         """Give the child an order, and what it needs for it; say how long it may take."""
-        self.check()
         if order.given:
             send(self._socket, order.given)
         if order.schedules:
@@ -225,6 +226,7 @@ class Nascent(Child):
             if outcome.stage != lib.CK_SPAWNED:
                 raise failure(order, outcome)
             self._handle.adopt(outcome.pid, outcome.pidfd)
+            outcome.pidfd = -1
             return self._handle  # type: ignore[no-any-return]
         outcome = self._driven.report()
         if outcome.stage == lib.CK_REFUSED:
@@ -307,6 +309,7 @@ class Nascent(Child):
         self, argv: Sequence[Text] | Sequence[Step], declaration: dict[str, Any]
     ) -> Order:
         """The order that begins the program."""
+        self.check()
         if isinstance(argv, list | tuple) and any(isinstance(part, Step) for part in argv):
             if declaration:
                 msg = f"steps have an order of their own; say {', '.join(declaration)} as steps too"
@@ -319,8 +322,9 @@ class Nascent(Child):
             steps = Spec(argv, **declaration).steps()  # type: ignore[arg-type]
         alive = [fd for fd in self._fds if fd.number >= 0]
         order = Order(
-            steps, STARTED, self, known=self.names, reserved=self._numbers, alive=alive
-        )
+            steps, STARTED, self,
+            known=self.names, reserved=self._numbers, alive=alive, limit=limit_of(self.pid),
+        )  # fmt: skip
         if order.setup.suspension is not None and threading.get_native_id() != self._thread:
             msg = "a child can be suspended only by the thread that made it; start it from there"
             raise DeclarationError(msg)

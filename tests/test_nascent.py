@@ -149,7 +149,7 @@ def test_what_is_given_stays_until_it_is_closed(child: Nascent, file: int) -> No
 
 def test_a_full_table_takes_nothing_and_loses_nothing(child: Nascent, file: int) -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    child.do(set_rlimit("nofile", 3, hard))
+    child.do(set_rlimit("nofile", 1, hard))
     child.do(open_file("/dev/zero"))
     for _ in range(3):
         with pytest.raises(SpawnError):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from parent_snapshot import unchanged
-from suspending import compiled, printed, status, suspended, symbol
+from suspending import compiled, printed, stack, status, suspended, symbol
 
 import clonekit
 from clonekit import ChildFd, DeclarationError, Slot, Suspended

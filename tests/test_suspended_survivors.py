@@ -139,6 +139,8 @@ def test_hundreds_in_a_storm_of_signals_are_whole_and_leave_nothing() -> None:
     thread = threading.Thread(target=storm)
     memory_file()
     before = descriptors()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(interval / 50)  # else we wait most of the time for the other thread
     thread.start()
     try:
         for n in range(SPAWNS):
@@ -152,6 +154,7 @@ def test_hundreds_in_a_storm_of_signals_are_whole_and_leave_nothing() -> None:
     finally:
         stop.set()
         thread.join()
+        sys.setswitchinterval(interval)
         signal.signal(signal.SIGUSR1, earlier)
     assert count > SPAWNS
     assert ends() == []

@@ -149,7 +149,7 @@ def stop_at_exec() -> Records:
     """Stop when the program is loaded, before its first instruction: ptrace PTRACE_TRACEME.
 
     `spawn` then gives a `Suspended` process, to be changed from outside and resumed. A set-id
-    program gets no privileges by it unless we have CAP_SYS_PTRACE.
+    program gets no privileges by this exec, unless the child has CAP_SYS_PTRACE at this step.
 
     Raises: EPERM where a security module forbids tracing. See: ptrace(2).
     """
