@@ -69,10 +69,11 @@ ck_begin(const struct ck_program *program, const int64_t *inputs, struct ck_stam
     uint64_t mask;
     int64_t pid;
 
-    memset(driven, 0, sizeof *driven);
+    *driven = (struct ck_driven){ .channel = driven->channel };
     memset(outcome, 0, sizeof *outcome);
     driven->pidfd = outcome->pidfd = -1;
     driven->uid = geteuid();
+    driven->owner = getpid();
     if (!ck_all_open(program, outcome))
         return -1;
     driven->program = program;
@@ -187,14 +188,24 @@ ck_report(const struct ck_driven *driven, struct ck_outcome *outcome)
     outcome->result = report->result;
 }
 
+static void
+close_channel(struct ck_driven *driven)
+{
+    if (driven->channel >= 0)
+        close(driven->channel);
+    driven->channel = -1;
+}
+
 int
 ck_end(struct ck_driven *driven, int dead, struct ck_outcome *outcome)
 {
     uint64_t mask;
     long killed = 0;
 
-    if (!driven->memory)
+    if (!driven->memory) {
+        close_channel(driven);
         return 0;
+    }
     if (dead)
         killed = ck_syscall(SYS_pidfd_send_signal, driven->pidfd, SIGKILL, 0, 0, 0, 0);
     if (killed < 0 && killed != -ESRCH && !has_ended(driven))
@@ -209,5 +220,18 @@ ck_end(struct ck_driven *driven, int dead, struct ck_outcome *outcome)
     driven->memory = NULL;
     driven->room = NULL;
     driven->pidfd = -1;
+    close_channel(driven);
     return 0;
+}
+
+void
+ck_abandon(struct ck_driven *driven)
+{
+    struct ck_outcome outcome;
+
+    if (driven->memory && driven->owner == getpid())
+        ck_end(driven, 1, &outcome);
+    else if (driven->memory)
+        close(driven->pidfd);
+    close_channel(driven);
 }

@@ -37,6 +37,9 @@ void ck_report(const struct ck_driven *driven, struct ck_outcome *outcome);
  * then nothing is freed. */
 int ck_end(struct ck_driven *driven, int dead, struct ck_outcome *outcome);
 
+/* Nobody holds it any more: end it, unless it has begun its program or this is a copy of us (P10). */
+void ck_abandon(struct ck_driven *driven);
+
 /* If a child that is to stop at its exec was stopped before, let it go on. */
 void ck_pass_stop(const struct ck_driven *driven);
 

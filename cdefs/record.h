@@ -156,6 +156,8 @@ struct ck_driven {
     uint64_t size;
     uint32_t guards;            /* how often the guard was raised for it */
     uint32_t uid;               /* our effective uid when it was made */
+    int32_t owner;              /* our pid then */
+    int32_t channel;            /* our end of the socket to it, or -1: closed with it */
     int32_t pid;
     int32_t pidfd;
 };

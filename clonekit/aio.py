@@ -122,7 +122,7 @@ class Nascent:
         told = asyncio.Event()
         channel, pidfd = self.child.channel, self.child.fileno()
         pause = SOONEST
-        loop.add_reader(channel.fileno(), told.set)
+        loop.add_reader(channel, told.set)
         loop.add_reader(pidfd, told.set)
         try:
             while True:
@@ -136,7 +136,7 @@ class Nascent:
                 self.child.drain()
                 pause = min(pause * 2, LATEST)
         finally:
-            loop.remove_reader(channel.fileno())
+            loop.remove_reader(channel)
             loop.remove_reader(pidfd)
 
     def kill(self) -> None:

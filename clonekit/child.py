@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
+import struct
+from socket import MSG_NOSIGNAL, SCM_RIGHTS, SOL_SOCKET
 
 from clonekit.arrange import refuse_others
 from clonekit.errors import DeclarationError
-from clonekit.linux.abi import lib
+from clonekit.linux.abi import call, lib
+from clonekit.linux.memory import address
 from clonekit.orders import Order
 from clonekit.records import ChildFd, Fd
-from clonekit.steps.opening import close_descriptor
+from clonekit.steps.opening import CMSGHDR, MSGHDR, close_descriptor
 from clonekit.steps.sandbox import system_call
 
 TYPE_CHECKING = False
@@ -205,15 +207,16 @@ class Child:
         """End the child, and reap it. One that has begun its program is not touched."""
         raise NotImplementedError
 
-    def __del__(self) -> None:
-        if getattr(self, "_pidfd", -1) >= 0:
-            self.kill()
 
-
-def send(channel: socket.socket, fds: Sequence[int]) -> None:
-    """Send our descriptors to the child, which is about to take them."""
+def send(channel: int, fds: Sequence[int]) -> None:
+    """Send our descriptors to the child, which is about to take them: sendmsg, SCM_RIGHTS."""
+    size = CMSGHDR.size + 4 * len(fds)
+    control = bytearray(struct.pack(f"<Qii{len(fds)}i", size, SOL_SOCKET, SCM_RIGHTS, *fds))
+    byte = bytearray(b".")
+    vector = bytearray(struct.pack("<QQ", address(byte), 1))
+    header = MSGHDR.pack(0, 0, address(vector), 1, address(control), size, 0)
     try:
-        socket.send_fds(channel, [b"."], list(fds), socket.MSG_NOSIGNAL)
+        call("sendmsg", channel, address(header), MSG_NOSIGNAL)
     except (BrokenPipeError, ConnectionResetError):
         return  # it has died, and the order will tell
     except OSError as error:

@@ -17,7 +17,6 @@ from clonekit.records import (
     Clone,
 )
 from clonekit.steps.execute import execute
-from clonekit.steps.namespaces import OwnedFd
 from clonekit.steps.signals import PARENT
 
 TYPE_CHECKING = False
@@ -120,6 +119,25 @@ class Setup:
         program.clone_flags = self.clone_flags = flags
 
 
+class OurPidfd:
+    """A pidfd of ours, for one spawn: it closes, too, with whoever is interrupted."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self) -> None:
+        self.fd = os.pidfd_open(os.getpid())
+
+    def close(self) -> None:
+        """Close it."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        if getattr(self, "fd", -1) >= 0:
+            self.close()
+
+
 class Compiled:
     """A list of steps as records, an image and a template of scratch; explained from these.
 
@@ -188,12 +206,12 @@ class Compiled:
 
         return entries(self)
 
-    def with_parent(self, values: list[int]) -> tuple[OwnedFd, list[int]]:
+    def with_parent(self, values: list[int]) -> tuple[OurPidfd | None, list[int]]:
         """A pidfd of ours for the child to see whether we live, if it does; the input registers."""
         inputs = self.setup.inputs
         if PARENT not in inputs:
-            return OwnedFd(-1), values
-        parent = OwnedFd(os.pidfd_open(os.getpid()))
+            return None, values
+        parent = OurPidfd()
         values = list(values)
         for n, slot in enumerate(inputs):
             if slot == PARENT:

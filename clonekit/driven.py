@@ -29,7 +29,7 @@ class Driven:
     __slots__ = ("_held", "outcome", "stops", "struct")
 
     def __init__(self) -> None:
-        self.struct = ffi.new("struct ck_driven *")
+        self.struct = ffi.gc(ffi.new("struct ck_driven *", {"channel": -1}), lib.ck_abandon)
         self.outcome = ffi.new("struct ck_outcome *", {"pidfd": -1})
         self.stops = False
         self._held: tuple[Any, ...] = ()  # what the child reads
@@ -85,12 +85,12 @@ class Driven:
         if result:
             msg = f"child {self.struct.pid} has other ids by now, and we may not kill it (CAP_KILL)"
             raise OSError(-result, msg)
+        self._held = ()
         return self.outcome
 
     def discard(self, handle: Any) -> None:
         """End the child, whatever it is at: somebody was interrupted. `handle` is to be its own."""
-        if self.struct.memory != ffi.NULL:
-            self.end(dead=True)
+        self.end(dead=True)
         if self.outcome.stage == lib.CK_SPAWNED and self.outcome.pidfd >= 0:
             handle.adopt(self.outcome.pid, self.outcome.pidfd)
             self.outcome.pidfd = -1
@@ -133,7 +133,8 @@ def run(
         driven.discard(handle)
         raise
     finally:
-        parent.close()
+        if parent is not None:
+            parent.close()
     if outcome.stage != lib.CK_SPAWNED:
         from clonekit.failure import failure, late
 

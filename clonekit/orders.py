@@ -62,7 +62,7 @@ class Order(Compiled):
             steps = completed(steps, manner, has_clone3=has_clone3)
         else:
             steps = [receive_descriptors(CHANNEL), *steps]
-        numbers = {**reserved, **{fd: fd.number for fd in alive}}
+        numbers: dict[Slot, int] = {**reserved, **{slot: slot.number for slot in alive}}
         arranged = self.arranged = Arranged(
             steps, manner, (*reserved, *alive), numbers=numbers, limit=limit
         )

@@ -245,7 +245,7 @@ class Suspended(Child):
             channel, theirs = self._open_channel()
             order.values[order.setup.inputs.index(CHANNEL)] = theirs
             with channel:
-                send(channel, order.given)
+                send(channel.fileno(), order.given)
         image, scratch = ffi.buffer(order.image)[:], order.setup.scratch
         image += bytes(-len(image) % 16)
         size = len(image) + len(scratch)
@@ -348,13 +348,18 @@ class Suspended(Child):
         else:
             os.close(pidfd)
 
+    def __del__(self) -> None:
+        if getattr(self, "_pidfd", -1) >= 0:
+            self.kill()
+
     def _gone(self, order: Compiled | None = None, record: int = 0) -> SpawnError:
         """The error for a process that has ended; it is reaped."""
         pidfd, self._pidfd = self._pidfd, -1
         with made(self.pid, pidfd, self._argv) as process:
             ended = process.wait()
         details = {} if order is None else details_of(order, one(order, record))
-        details = {"step": f"suspended child {self.pid}", "phase": "suspended", "arguments": "ptrace", **details}
+        own = {"step": f"suspended child {self.pid}", "phase": "suspended", "arguments": "ptrace"}
+        details = {**own, **details}
         message = f"it ended {ended.how} before its first instruction"
         return spawn_error(errno.ECHILD, message, **details, signal=ended.signal)
 

@@ -7,6 +7,7 @@ look at each result, and with things done by us in between. docs/uses.md has exa
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -17,7 +18,7 @@ from signal import SIGKILL
 
 from clonekit.arrange import ABOVE, CGROUP, CHANNEL, EXECUTE, Arranged, beginning
 from clonekit.child import DEADLINE, Child, limit_of, send
-from clonekit.compiled import Compiled, immediate
+from clonekit.compiled import Compiled, OurPidfd, immediate
 from clonekit.driven import GONE, RUNNING, Driven, handle_of
 from clonekit.errors import DeclarationError, SpawnError
 from clonekit.failure import died, failure, late
@@ -28,7 +29,6 @@ from clonekit.orders import Order
 from clonekit.records import ChildFd, Fd, Slot
 from clonekit.spec import OF_EXEC, Spec, in_order, own_steps, refuse_names_of_the_machine
 from clonekit.steps.descriptors import place_descriptors
-from clonekit.steps.namespaces import OwnedFd
 from clonekit.steps.sandbox import set_attribute
 from clonekit.steps.signals import PARENT, set_signal_mask
 from clonekit.steps.step import Step
@@ -120,40 +120,42 @@ class Nascent(Child):
     us, and with the *thread* that made it.
     """
 
-    __slots__ = ("_driven", "_handle", "_numbers", "_socket", "_thread", "_watch")
+    __slots__ = ("_driven", "_handle", "_numbers", "_thread", "_watch")
     manner = ORDERED
 
     def __init__(self, opening: Opening, deadline: float) -> None:
         super().__init__(-1, -1, deadline)
         self._driven = driven = Driven()
-        self._handle: Any = self  # what it is when it has begun its program
+        self._handle: Any = None  # what it is when it has begun its program
         self._thread = threading.get_native_id()
         self._numbers = dict(opening.kept)
         self._watch = Watch(self._numbers)
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         parent = None
         try:
-            parent = OwnedFd(os.pidfd_open(os.getpid()))
-            driven.begin(opening, opening.values(theirs.fileno(), parent.fd), lib.CK_STAYS_DONE)
+            driven.struct.channel = ends[0].detach()
+            os.set_blocking(self.channel, False)
+            parent = OurPidfd()
+            driven.begin(opening, opening.values(ends[1].fileno(), parent.fd), lib.CK_STAYS_DONE)
             self.pid, self._pidfd = driven.struct.pid, driven.struct.pidfd
             driven.struct.frame.watch = self._watch.record
             self._finish(opening, deadline)
         except BaseException:
             self._pidfd = -1
-            self._socket.close()
             driven.discard(self)
             raise
         finally:
-            theirs.close()
+            for end in ends:
+                end.close()
             if parent is not None:
                 parent.close()
 
     # What its asyncio form uses, too.
 
     @property
-    def channel(self) -> socket.socket:
+    def channel(self) -> int:
         """Our end of the socket over which it is given descriptors."""
-        return self._socket
+        return int(self._driven.struct.channel)
 
     def reserved(self) -> dict[Slot, int]:
         """Where it has its end of that, and a pidfd of ours."""
@@ -165,11 +167,9 @@ class Nascent(Child):
 
     def drain(self) -> None:
         """Take what its bell has written."""
-        try:
-            while self._socket.recv(64, socket.MSG_DONTWAIT):
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self.channel, 64):
                 pass
-        except BlockingIOError:
-            pass
 
 
     def _carry_out(self, order: Order, deadline: float | None) -> list[Any]:
@@ -198,7 +198,7 @@ class Nascent(Child):
     ) -> float:
         """Give the child an order, and what it needs for it; say how long it may take."""
         if order.given:
-            send(self._socket, order.given)
+            send(self.channel, order.given)
         if order.schedules:
             self._driven.struct.frame.spins = 0
         result = self._driven.order(order, order.values, stays, bell)
@@ -335,13 +335,11 @@ class Nascent(Child):
         """Forget the child, which is gone, or ended here."""
         outcome = self._driven.end(dead=dead)
         self._pidfd = -1
-        self._socket.close()
         return outcome
 
     def discard(self) -> None:
         """End the child, also if it has just begun its program: somebody was interrupted."""
         self._pidfd = -1
-        self._socket.close()
         self._driven.discard(self._handle)
 
     def kill(self) -> None:
@@ -351,7 +349,6 @@ class Nascent(Child):
         if self._is_ours():
             self._end(dead=True)
         else:
-            os.close(self._pidfd)
             self._pidfd = -1
 
     def __repr__(self) -> str:

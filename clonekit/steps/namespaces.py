@@ -103,7 +103,7 @@ def enter_cgroup(group: str | os.PathLike[str] | object) -> Records:
 
 
 class OwnedFd:
-    """A descriptor that closes with the program or the spawn that needs it; -1 for none."""
+    """A descriptor that closes with the program that needs it."""
 
     __slots__ = ("_file", "fd")
 
@@ -112,20 +112,15 @@ class OwnedFd:
         self._file = self._identity()
 
     def _identity(self) -> tuple[int, int]:
-        status = os.fstat(self.fd) if self.fd >= 0 else None
-        return (status.st_dev, status.st_ino) if status else (0, 0)
+        status = os.fstat(self.fd)
+        return status.st_dev, status.st_ino
 
-    def close(self) -> None:
-        """Close it, if the number is not another's by now."""
+    def __del__(self) -> None:
         try:
-            if self.fd >= 0 and self._identity() == self._file:
+            if self._identity() == self._file:  # else the number is another's by now
                 os.close(self.fd)
         except OSError:
             pass
-        self.fd = -1
-
-    def __del__(self) -> None:
-        self.close()
 
 
 def id_map(value: int | tuple[int, int], current: int) -> bytes:
