@@ -122,19 +122,23 @@ class Setup:
 class OurPidfd:
     """A pidfd of ours, for one spawn: it closes, too, with whoever is interrupted."""
 
-    __slots__ = ("fd",)
+    __slots__ = ("_open",)
 
     def __init__(self) -> None:
-        self.fd = os.pidfd_open(os.getpid())
+        self._open = [os.pidfd_open(os.getpid())]
+
+    @property
+    def fd(self) -> int:
+        """Its number."""
+        return self._open[0]
 
     def close(self) -> None:
         """Close it."""
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
+        if self._open:
+            os.close(self._open.pop())
 
     def __del__(self) -> None:
-        if getattr(self, "fd", -1) >= 0:
+        if getattr(self, "_open", None):
             self.close()
 
 
