@@ -40,7 +40,7 @@ class Order(Compiled):
     """
 
     __slots__ = (
-        "_buffers", "_child", "_closed", "_known", "_results", "argv", "arranged", "given",
+        "_buffers", "_closed", "_known", "_results", "argv", "arranged", "given",
         "repeatable", "schedules", "values",
     )  # fmt: skip
 
@@ -69,7 +69,7 @@ class Order(Compiled):
         self.argv: tuple[Any, ...] = ()
         if steps[-1].kind is EXECUTE:
             self.argv = tuple(steps[-1].arguments[0])
-        self._known, self._child = known, child
+        self._known = known
         self._closed: list[Slot] = []
         self._buffers: list[tuple[Scratch, bytearray]] = []
         self._results: list[list[tuple[Slot, bool]]] = []
@@ -83,7 +83,7 @@ class Order(Compiled):
         self._compile(arranged, steps, has_clone3=has_clone3)
         self.setup.suspension = suspended
         self.given = tuple(arranged.given)
-        self.values = [self._value(slot, reserved) for slot in self.setup.inputs]
+        self.values = [self._value(slot, reserved, child) for slot in self.setup.inputs]
         calls = [
             record for made in arranged.lists for record in made if isinstance(record, Call)
         ]
@@ -110,7 +110,7 @@ class Order(Compiled):
                 operands.append(value)
         return record.replaced(*operands)
 
-    def _value(self, slot: Slot, reserved: Mapping[Slot, int]) -> int:
+    def _value(self, slot: Slot, reserved: Mapping[Slot, int], child: object) -> int:
         """What an input holds."""
         if slot in reserved:
             return reserved[slot]
@@ -119,7 +119,7 @@ class Order(Compiled):
             msg = f"{slot} is made by no step of this child; make it first, or give a descriptor"
             raise DeclarationError(msg)
         if isinstance(value, ChildFd):
-            if not value.belongs_to(self._child):
+            if not value.belongs_to(child):
                 msg = f"{value!r} is another child's; fetch() it, and give what that returns"
                 raise DeclarationError(msg)
             if value.number < 0:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import struct
 from itertools import accumulate
+from weakref import ref
 
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import NUMBERS, lib
@@ -78,6 +79,8 @@ class Slot:
 class ChildFd(Slot):
     """A descriptor of a child that is driven from here: an operand of its steps, and in its vector.
 
+    It does not keep the child's handle alive.
+
     Attributes:
         number: its number in the child; -1 when it is closed there.
     """
@@ -86,12 +89,23 @@ class ChildFd(Slot):
 
     def __init__(self, child: Any, number: int) -> None:
         super().__init__()
-        self._child = child
+        self._child = ref(child)
         self.number = number
 
     def belongs_to(self, child: object) -> bool:
         """Whether it is this child's."""
-        return self._child is child
+        return self._child() is child
+
+    def _of(self) -> Any:
+        """The child's handle.
+
+        Raises: ValueError when nobody has that any more.
+        """
+        child = self._child()
+        if child is None:
+            msg = f"{self!r}: its handle is gone, and so is the child"
+            raise ValueError(msg)
+        return child
 
     def fetch(self) -> int:
         """A descriptor of ours for the same open file, close-on-exec: pidfd_getfd.
@@ -99,15 +113,16 @@ class ChildFd(Slot):
         Raises: EPERM without the right to trace the child, EBADF. Since: Linux 5.6.
         See: pidfd_getfd(2).
         """
-        return int(self._child.getfd(self.number))
+        return int(self._of().getfd(self.number))
 
     def close(self) -> None:
         """Close it in the child: close."""
         if self.number >= 0:
-            self._child.close_descriptor(self)
+            self._of().close_descriptor(self)
 
     def __repr__(self) -> str:
-        return f"<fd {self.number} of child {self._child.pid}>"
+        child = self._child()
+        return f"<fd {self.number} of child {child.pid if child else 'that is gone'}>"
 
 
 class Fd:
@@ -323,7 +338,7 @@ class Assembler:
         image = self.image
         if type(data) is bytes:
             at = len(image)
-            image += data
+            image += data or bytes(8)  # an address must be inside, also that of nothing
             image += bytes(-len(image) % 8)
             return at
         if type(data) is Vector:

@@ -934,7 +934,7 @@ def nothing_was_sent(room: Room) -> list[Step]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for end in (ours, theirs):
         room.stack.enter_context(end)
-    theirs.setblocking(False)
+    theirs.settimeout(0)
     return [receive_descriptors(theirs, "one")]
 
 

@@ -46,7 +46,7 @@ def test_orders_have_the_results_of_the_plain_form(tmp_path: Path) -> None:
             room = bytearray(5)
             assert await child.syscall("read", reader, room, 5) == 5
             assert room == b"hello"
-            with open(tmp_path / "file", "wb") as file:
+            with open(tmp_path / "file", "wb") as file:  # noqa: ASYNC230 - it does not block
                 given = await child.give(file, at=9)
                 assert given.number == 9
                 await child.syscall("write", given, b"there", 5)

@@ -108,6 +108,7 @@ class OwnedFd:
     __slots__ = ("_file", "fd")
 
     def __init__(self, fd: int) -> None:
+        self._file: tuple[int, int] | None = None
         self.fd = fd
         self._file = self._identity()
 
@@ -117,7 +118,7 @@ class OwnedFd:
 
     def __del__(self) -> None:
         try:
-            if self._identity() == self._file:  # else the number is another's by now
+            if self._file in (None, self._identity()):  # else the number is another's by now
                 os.close(self.fd)
         except OSError:
             pass
