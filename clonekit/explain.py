@@ -67,6 +67,8 @@ SIGNATURES: dict[str, str] = {
     "ppoll": "p8 n p16 p8 n",
     "prctl": "PR_ n n n n",
     "prlimit64": "n RLIMIT_ p16 p16",
+    "ptrace": "PTRACE_ n n n",
+    "recvmsg": "fd p56 MSG_|",
     "renameat2": "at s at s n",
     "rt_sigaction": "SIG p32 p32 n",
     "rt_sigprocmask": "SIG_ p8 p8 n",

@@ -167,7 +167,7 @@ class Nascent(Child):
 
     def drain(self) -> None:
         """Take what its bell has written."""
-        with contextlib.suppress(BlockingIOError):
+        with contextlib.suppress(BlockingIOError, ConnectionResetError):
             while os.read(self.channel, 64):
                 pass
 
@@ -227,7 +227,8 @@ class Nascent(Child):
                 raise failure(order, outcome)
             self._handle.adopt(outcome.pid, outcome.pidfd)
             outcome.pidfd = -1
-            return self._handle  # type: ignore[no-any-return]
+            process, self._handle = self._handle, None
+            return process  # type: ignore[no-any-return]
         outcome = self._driven.report()
         if outcome.stage == lib.CK_REFUSED:
             error = failure(order, outcome)

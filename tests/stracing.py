@@ -36,7 +36,7 @@ HANG = 120  # seconds after which a worker is taken for hung
 LONGEST = 1 << 20  # bytes of a string that strace shows
 #: Calls that strace shows with their strings; all others are shown as six numbers.
 DECODED = sorted(
-    {"pipe2"}
+    {"pipe2", "recvmsg"}
     | {
         name
         for name, words in SIGNATURES.items()

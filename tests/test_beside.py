@@ -52,9 +52,8 @@ def test_lines_run_in_this_order(title: str) -> None:
                 error.add_note(f"{there}: {here}")
                 raise
     finally:
-        for value in room.values():
-            end(value)
-        room.clear()
+        while room:
+            end(room.popitem()[1])
         gc.collect()  # what closes itself does so before its number is looked at
         for fd in set(os.listdir("/proc/self/fd")) - before[0]:
             close(int(fd))

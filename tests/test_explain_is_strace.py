@@ -35,6 +35,7 @@ from clonekit.steps.step import KINDS
 
 Row = dict[str, Any]
 GUARDED = re.compile("PR_SET_DUMPABLE|setns")
+SENT = re.compile(r"cmsg_data=\[([^\]]+)\]")
 LOADED = re.compile(r"(\$\S+) = scratch\+")
 #: strace leaves the mode out where the flags make no file.
 SHORTENED = ("openat",)
@@ -85,6 +86,8 @@ def compared(run: Run) -> int:
             registers[row["result"]] = call.result or 0
         if call.name == "pipe2" and call.result == 0:
             ends = list(call.arguments[0])
+        if call.name == "recvmsg" and (sent := SENT.search(str(call.arguments[1]))):
+            ends = [int(fd, 0) for fd in sent[1].split(", ")]
         if row["syscall"] == "prctl" and row["args"][:2] == [lib.PR_SET_DUMPABLE, 0]:
             unreadable = os.geteuid() != 0
         if "candidate" in row and call.result == 0:
@@ -99,7 +102,7 @@ def compared(run: Run) -> int:
 
 
 def load(row: Row, registers: dict[str, int], ends: list[int]) -> None:
-    """A register that is loaded from scratch has what the last pipe2 put there."""
+    """A register that is loaded from scratch has what the last pipe2 or recvmsg put there."""
     if loaded := LOADED.match(row["text"]):
         if not ends:
             message = f"{row['text']}: no call has made it"
