@@ -19,7 +19,7 @@
  *     The report names the record before each call is made, so the parent can tell.
  * H6  Until the descriptor table is the child's own, closing closes for the parent.
  *     The first record of a program that shares the table is close_range with
- *     CLOSE_RANGE_UNSHARE; arrange.py puts it there and nothing can come before it.
+ *     CLOSE_RANGE_UNSHARE; completion.py puts it there and nothing can come before it.
  * H7  A child of lesser credentials that shares our memory can be traced into it.
  *     Memory is made untraceable by a record before the first such change (arrange.py), or by
  *     the parent before the clone, and only the parent undoes it, after exec (guard.c). A child
@@ -34,7 +34,7 @@
  *     Nothing of the frame is read between that store and the next order but what never changes.
  * H11 A parent that dies leaves a child that waits for ever on its memory.
  *     A program that does not hold its parent begins with a parent-death signal, and sees whether
- *     the parent lives after that (arrange.py). A child that waits looks for itself, too, once a
+ *     the parent lives after that (completion.py). A child that waits looks for itself, too, once a
  *     second: a start that failed has lost the signal.
  */
 #include <stddef.h>

@@ -8,7 +8,7 @@
  * T1  A signal would start a handler of the program's, or change what it does at its start.
  *     All are blocked while it is held. SIGSTOP cannot be: it is kept, and sent again at the end.
  * T2  We may die. The kernel then kills it (PTRACE_O_EXITKILL); until that is set, its parent-death
- *     signal does (arrange.py).
+ *     signal does (completion.py).
  * T3  A call that a signal has interrupted would be made again by the kernel, with registers that
  *     are not its own. The kernel is told that there is no call to restart; we make it again.
  * T4  It may be killed at any moment. Every wait sees that, and leaves the zombie to who reaps it.

@@ -10,9 +10,9 @@ import asyncio
 import contextlib
 import time
 
-from clonekit.arrange import CHANNEL
 from clonekit.child import DEADLINE
 from clonekit.compiled import immediate
+from clonekit.completion import CHANNEL
 from clonekit.driven import RUNNING
 from clonekit.errors import DeclarationError, SpawnError
 from clonekit.linux.abi import ffi, lib

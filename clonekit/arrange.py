@@ -1,46 +1,34 @@
 """Steps in their final form.
 
-What every program has, which descriptors must survive the vector, which values are inputs, and
-from when our memory must be untraceable.
+Which descriptors must survive the vector, which values are inputs, and from when our memory must be
+untraceable.
 """
 
 from __future__ import annotations
 
 import os
-import signal
-import sys
-from itertools import takewhile
 
+from clonekit.completion import CHANNEL, OWN_TABLE, PLACE
 from clonekit.errors import DeclarationError
-from clonekit.linux.abi import NUMBERS, call, ffi, lib
-from clonekit.manners import (
-    GUARDED_CALLS,
-    JOINS,
-    ORDERED,
-    STARTED,
-    Manner,
-    refuse_record,
-    refuse_step,
-)
+from clonekit.linux.abi import lib
+from clonekit.manners import GUARDED_CALLS, JOINS, ORDERED, Manner, refuse_record, refuse_step
 from clonekit.records import Call, ChildFd, Clone, Fd, Move, Slot
-from clonekit.steps.descriptors import INHERIT, own_table, place_descriptors, targets_of
-from clonekit.steps.execute import execute, stop_at_exec
+from clonekit.steps.descriptors import INHERIT, own_table, targets_of
 from clonekit.steps.opening import receive_descriptors
-from clonekit.steps.sandbox import set_attribute
-from clonekit.steps.signals import (
-    clear_handlers,
-    mask_of,
-    set_parent_death_signal,
-    set_signal_mask,
+from clonekit.untraceable import (
+    dumps_end_all,
+    is_privileged,
+    joins_users,
+    refuse_debug_dumps,
+    untraceable,
 )
-from clonekit.steps.step import Step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from clonekit.records import Record
-    from clonekit.steps.step import Kind
+    from clonekit.steps.step import Step
 
 #: The slot for the first descriptor that no step uses, where slots decide it.
 ABOVE = Slot(".above")
@@ -48,23 +36,10 @@ ABOVE = Slot(".above")
 CGROUP = ".cgroup "
 #: The moves of a vector that keeps what is inheritable.
 NOT_PLACED: dict[int, Fd] = {}
-MOST_STEPS = 1 << 16  # struct ck_record has 16 bits for the step's number
-CLOSED_PHASES = ("landlock", "seccomp", "mask", "exec")
-OWN_TABLE: Kind = own_table  # type: ignore[assignment] # what step() makes of a function
-PLACE: Kind = place_descriptors  # type: ignore[assignment]
-MASK: Kind = set_signal_mask  # type: ignore[assignment]
-EXECUTE: Kind = execute  # type: ignore[assignment]
-RECEIVE: Kind = receive_descriptors  # type: ignore[assignment]
-STOP: Kind = stop_at_exec  # type: ignore[assignment]
-INT = 0xFFFFFFFF
-#: The mask at an exec that is to stop: ptrace tells of it by SIGTRAP.
-ALL_BUT_TRAP = tuple(number for number in range(1, 65) if number != signal.SIGTRAP)
 #: Where a child that waits keeps what it is driven by, if its limit allows that.
 RESERVED = 200
 #: Steps whose records depend on all the others.
 ARRANGED = (OWN_TABLE, PLACE)
-#: The slot for the child's end of the socket over which a child that waits is given descriptors.
-CHANNEL = Slot(".channel")
 
 
 class Arranged:
@@ -329,128 +304,6 @@ def cgroup_slot(fd: Fd) -> Slot:
     return fd.of if isinstance(fd.of, Slot) else Slot(f"{CGROUP}{fd.of}")
 
 
-def completed(steps: list[Step], manner: Manner, *, has_clone3: bool) -> list[Step]:
-    """The caller's steps with those that every program has."""
-    refuse_others(steps)
-    kinds = [step.kind for step in steps]
-    if kinds.count(EXECUTE) != 1 or kinds[-1] is not EXECUTE:
-        msg = "a program ends with one execute(argv) step; put it last"
-        raise DeclarationError(msg)
-    if MASK not in kinds:
-        steps.insert(-1, set_signal_mask())
-    elif kinds.count(MASK) > 1 or kinds[-2] is not MASK:
-        msg = (
-            "signals stay blocked until the last step; put set_signal_mask() just before execute()"
-        )
-        raise DeclarationError(msg)
-    if PLACE not in kinds:
-        steps.insert(closing(steps), place_descriptors(open_stdio()))
-    elif kinds.count(PLACE) > 1:
-        msg = "a program has one vector of descriptors; give place_descriptors() once"
-        raise DeclarationError(msg)
-    if not manner.holds:
-        keep_to_parent(steps)
-    first = [receive_descriptors(CHANNEL)] if manner is STARTED else []
-    vector = next(step for step in steps if step.kind is PLACE)
-    if not manner.exists:
-        first = beginning(manner, inherits=vector.arguments[0] == INHERIT, has_clone3=has_clone3)
-    if len(first) + len(steps) > MOST_STEPS:
-        msg = f"{len(first) + len(steps)} steps are too many; a program has at most {MOST_STEPS}"
-        raise DeclarationError(msg)
-    return first + steps
-
-
-def beginning(manner: Manner, *, inherits: bool, has_clone3: bool) -> list[Step]:
-    """What every new child does first."""
-    first = [] if inherits else [own_table(0)]
-    if not has_clone3:
-        first.append(clear_handlers())
-    if not manner.holds:
-        first.append(set_parent_death_signal("KILL"))
-    return first
-
-
-def closing(steps: Sequence[Step]) -> int:
-    """Where the sandbox begins to close: the place for what must still be allowed."""
-    return next(n for n, step in enumerate(steps) if step.phase in CLOSED_PHASES)
-
-
-def keep_to_parent(steps: list[Step]) -> None:
-    """H11: a child that does not hold us ends with us, until its program begins or it is held.
-
-    A change of credentials clears the signal, so it is set again after each. One that the caller
-    declares after them is the program's own.
-    """
-    ours = not has_death_signal(steps)
-    for n in reversed(range(len(steps))):
-        if any(call.name in GUARDED_CALLS for call in calls_of(steps[n])):
-            steps.insert(n + 1, set_parent_death_signal("KILL"))
-    if any(step.kind is STOP for step in steps):
-        steps[-2] = set_signal_mask(ALL_BUT_TRAP)
-    elif ours:
-        steps.insert(closing(steps), set_attribute("PR_SET_PDEATHSIG", 0))
-
-
-def has_death_signal(steps: Sequence[Step]) -> bool:
-    """Whether the caller has a parent-death signal for the program, after what would clear it."""
-    found = False
-    for step in steps:
-        calls = calls_of(step)
-        if any(call.name in GUARDED_CALLS for call in calls):
-            found = False
-        if any(
-            call.name in {"prctl", NUMBERS["prctl"]}
-            and call.operands[:1] == (lib.PR_SET_PDEATHSIG,)
-            for call in calls
-        ):
-            found = True
-    return found
-
-
-def calls_of(step: Step) -> list[Call]:
-    """The calls of a step that does not depend on the others."""
-    if step.phase in {"clone", "table", "vector", "exec"}:
-        return []
-    return [record for record in step.records() if type(record) is Call]
-
-
-class Suspension:
-    """How a program that stops at its exec is let go.
-
-    Attributes:
-        mask: the signal mask that it then has, or None for that of whoever made it.
-        clears: whether its parent-death signal is ours, to be cleared.
-    """
-
-    __slots__ = ("clears", "mask")
-
-    def __init__(self, steps: Sequence[Step]) -> None:
-        masks = [step for step in steps if step.kind is MASK]
-        names = [*masks[-1].arguments, *masks[-1].keywords.values()] if masks else []
-        self.mask = None if names in ([], [None]) else mask_of(names[0])
-        self.clears = not has_death_signal(steps)
-
-
-def suspension(steps: Sequence[object]) -> Suspension | None:
-    """What the caller's steps say of that, if they stop at the exec."""
-    own = [step for step in steps if isinstance(step, Step)]
-    return Suspension(own) if any(step.kind is STOP for step in own) else None
-
-
-def refuse_others(steps: Sequence[object]) -> None:
-    """A program is made of steps alone."""
-    for step in steps:
-        if not isinstance(step, Step):
-            msg = f"{step!r} is no step; make one with a function of clonekit.steps"
-            raise DeclarationError(msg)
-
-
-def open_stdio() -> dict[int, int]:
-    """Those of the descriptors 0, 1 and 2 that are open here."""
-    open_bits = lib.ck_open_stdio()
-    return {fd: fd for fd in range(3) if open_bits >> fd & 1}
-
-
 def descriptors_of(record: Record) -> list[Fd]:
     """The descriptors that a record reads."""
     if type(record) is Call:
@@ -469,68 +322,3 @@ def redirected(record: Record, moved: Mapping[Fd, int | Fd]) -> Record:
     if type(record) is Move and type(record.value) is Fd and record.value in moved:
         return Move(record.place, to=record.to, value=moved[record.value], width=record.width)
     return record
-
-
-def joins_users(record: Record) -> bool:
-    """Whether a call may put the child into another user namespace."""
-    if type(record) is not Call:
-        return False
-    values = record.operands
-    if record.name in JOINS[:2]:
-        kinds = values[1] if len(values) > 1 else 0
-        return type(kinds) is not int or kinds & INT == 0 or bool(kinds & lib.CLONE_NEWUSER)
-    if record.name in JOINS[2:]:
-        makes = not values or type(values[0]) is not int or bool(values[0] & lib.CLONE_NEWUSER)
-        return makes and is_privileged()
-    return False
-
-
-def untraceable() -> Call:
-    """No process without CAP_SYS_PTRACE may trace our memory, and no core is made of it."""
-    return Call("prctl", lib.PR_SET_DUMPABLE, 0, 0, 0, 0)
-
-
-def dumps_end_all(release: str) -> bool:
-    """Before Linux 5.16 a core dump of the child ends every process that shares its memory: us."""
-    major, minor = (int("".join(takewhile(str.isdigit, part))) for part in release.split(".")[:2])
-    return (major, minor) < (5, 16)
-
-
-def is_privileged() -> bool:
-    """Whether we have what a process of our uid may lack: capabilities.
-
-    Where our own uid owns our user namespace, each of its processes outside has them all there.
-    """
-    if os.geteuid() == 0:
-        return True
-    header = ffi.new("uint32_t[2]", [lib._LINUX_CAPABILITY_VERSION_3, 0])  # noqa: SLF001 - the kernel's own name
-    data = ffi.new("uint32_t[6]")
-    call("capget", int(ffi.cast("uintptr_t", header)), int(ffi.cast("uintptr_t", data)))
-    _, permitted, _, _, permitted_high, _ = data
-    return bool(permitted or permitted_high) and owner_of_namespace() != os.geteuid()
-
-
-def owner_of_namespace() -> int:
-    """The uid that made our user namespace; -1 where that cannot be told."""
-    import fcntl
-
-    try:
-        with open("/proc/self/ns/user", "rb") as file:  # noqa: PTH123 - pathlib is slow to import
-            return int.from_bytes(fcntl.ioctl(file, lib.NS_GET_OWNER_UID, bytes(4)), sys.byteorder)
-    except OSError:
-        return -1
-
-
-def refuse_debug_dumps() -> None:
-    """fs.suid_dumpable=1 makes memory traceable by the very change of ids that must not."""
-    try:
-        with open("/proc/sys/fs/suid_dumpable", "rb") as file:  # noqa: PTH123 - pathlib is slow to import
-            value = file.read(1)
-    except (FileNotFoundError, PermissionError):
-        return
-    if value == b"1":
-        msg = (
-            "the sysctl fs.suid_dumpable is 1, so a process of the new uid could trace our memory "
-            "while the child shares it; set it to 0 or 2"
-        )
-        raise DeclarationError(msg)

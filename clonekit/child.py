@@ -7,7 +7,7 @@ import os
 import struct
 from socket import MSG_NOSIGNAL, SCM_RIGHTS, SOL_SOCKET
 
-from clonekit.arrange import refuse_others
+from clonekit.completion import refuse_others
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import call, lib
 from clonekit.linux.memory import address

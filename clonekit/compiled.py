@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 
-from clonekit.arrange import EXECUTE, OWN_TABLE, Arranged, cgroup_slot
+from clonekit.arrange import Arranged, cgroup_slot
+from clonekit.completion import EXECUTE, OWN_TABLE
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import NUMBERS, ffi, lib
 from clonekit.records import (
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-    from clonekit.arrange import Suspension
+    from clonekit.completion import Suspension
     from clonekit.steps.step import Step
 
 SIGNAL_OF_END = signal.SIGCHLD.value

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from clonekit.arrange import CHANNEL, EXECUTE, Arranged, completed, suspension
+from clonekit.arrange import Arranged
 from clonekit.compiled import Compiled
+from clonekit.completion import CHANNEL, EXECUTE, completed, suspension
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import lib, name_of
 from clonekit.linux.descriptors import MAKERS

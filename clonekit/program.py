@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 
-from clonekit.arrange import ABOVE, CGROUP, Arranged, completed, suspension
+from clonekit.arrange import ABOVE, CGROUP, Arranged
 from clonekit.compiled import Compiled, Setup
+from clonekit.completion import completed, suspension
 from clonekit.driven import run as run_driven
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import lib

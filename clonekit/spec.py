@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clonekit.arrange import open_stdio
+from clonekit.completion import open_stdio
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import lib
 from clonekit.phases import PHASES

@@ -16,9 +16,10 @@ import threading
 import time
 from signal import SIGKILL
 
-from clonekit.arrange import ABOVE, CGROUP, CHANNEL, EXECUTE, Arranged, beginning
+from clonekit.arrange import ABOVE, CGROUP, Arranged
 from clonekit.child import DEADLINE, Child, limit_of, send
 from clonekit.compiled import Compiled, OurPidfd, immediate
+from clonekit.completion import CHANNEL, EXECUTE, beginning
 from clonekit.driven import GONE, RUNNING, Driven, handle_of
 from clonekit.errors import DeclarationError, SpawnError
 from clonekit.failure import died, failure, late

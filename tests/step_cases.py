@@ -21,7 +21,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from clonekit import Exit, Program, Slot, SpawnError, spawn
-from clonekit.arrange import CLOSED_PHASES
+from clonekit.completion import CLOSED_PHASES
 from clonekit.linux.abi import NUMBERS, call, lib
 from clonekit.steps import (
     bind_socket,

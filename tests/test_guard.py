@@ -14,7 +14,6 @@ import pytest
 from step_cases import apart
 
 from clonekit import DeclarationError, Fd, Program, Slot, SpawnError, Spec, spawn
-from clonekit.arrange import dumps_end_all
 from clonekit.linux.abi import call, lib
 from clonekit.steps import (
     execute,
@@ -24,6 +23,7 @@ from clonekit.steps import (
     set_umask,
     system_call,
 )
+from clonekit.untraceable import dumps_end_all
 
 if TYPE_CHECKING:
     from clonekit.steps.step import Step
