@@ -7,7 +7,6 @@ import shutil
 import signal
 import stat
 import subprocess
-import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -108,11 +107,9 @@ def test_the_parent_death_signal_is_the_declared_one_or_none(
     if other:
         need("setuid")
         ids = {"uid": NOBODY, "gid": NOBODY}
-    program = compiled(tmp_path, DEATH)
-    with tempfile.TemporaryDirectory(prefix="ck") as directory:  # which others may enter
-        os.chmod(directory, 0o711)
-        place = shutil.copy(program, directory)
-        assert printed([place], nothing, **ids, **declared) == f"{seen}\n"
+    with open(compiled(tmp_path, DEATH), "rb") as program:  # others may not enter our directory
+        told = printed(["death"], nothing, executable=program, **ids, **declared)
+    assert told == f"{seen}\n"
 
 
 def test_a_declared_parent_death_signal_reaches_the_program() -> None:

@@ -13,14 +13,14 @@ import os
 import signal
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from step_cases import NOBODY
 
-from clonekit import Fd, Process, Program, spawn
+from clonekit import Fd, Process, Program, nascent, spawn
 from clonekit.linux.abi import call, lib
 from clonekit.records import Call
 from clonekit.steps import (
@@ -34,6 +34,7 @@ from clonekit.steps import (
     set_parent_death_signal,
     set_scheduler,
     set_uid,
+    set_umask,
     system_call,
 )
 from clonekit.steps.step import KINDS, Step, step
@@ -181,7 +182,9 @@ def see(built: Path) -> Iterator[int]:
     os.close(fd)
 
 
-def hammer(victim: Victim, programs: list[Program], others: list[Callable[[], object]]) -> None:
+def hammer(
+    victim: Victim, programs: Sequence[Program | Waiting], others: list[Callable[[], object]]
+) -> None:
     """Spawn these programs by thousands, beside threads that do other things."""
     stop = threading.Event()
     wrong: list[BaseException] = []
@@ -236,6 +239,44 @@ def test_no_process_of_the_new_uid_writes_our_memory(
 ) -> None:
     with attacker(built, victim, **outsider):
         hammer(victim, changed(see), [])
+
+
+class Waiting:
+    """Steps that a child carries out when it is started, after it has waited."""
+
+    def __init__(self, *steps: Step) -> None:
+        self.steps = steps
+
+    def spawn(self) -> Process:
+        with nascent() as child:
+            child.syscall("getpid")
+            return child.start(self.steps)
+
+
+def test_no_process_of_the_new_uid_writes_our_memory_beside_a_child_that_is_driven(
+    built: Path, victim: Victim, outsider: dict[str, object], see: int
+) -> None:
+    last = execute(["see", "-"], see, env={})
+    absent = execute(["/nonexistent"], env={})
+    driven = [
+        Program([*lowered(), last], deadline=60),
+        Program([new_session(), *lowered(), absent], deadline=60),
+        Waiting(*lowered(), last),
+        Waiting(*lowered(), absent),
+        Waiting(set_umask(0), *lowered(), set_umask(0), last),
+    ]
+    with attacker(built, victim, **outsider):
+        hammer(victim, driven, [forks])
+
+
+def test_no_root_of_a_joined_user_namespace_writes_us_beside_a_child_that_is_driven(
+    built: Path, victim: Victim, namespace: Process, see: int
+) -> None:
+    joins = join_namespaces(namespace.pidfd, "user")
+    last = execute(["see", "-"], see, env={})
+    driven = [Program([joins, last], deadline=60), Waiting(joins, last)]
+    with attacker(built, victim, join=[(namespace.pidfd, ["user"])]):
+        hammer(victim, driven, [])
 
 
 def test_spawns_in_other_threads_do_not_open_a_guarded_one(
