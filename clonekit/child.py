@@ -11,6 +11,7 @@ from clonekit.completion import refuse_others
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import call, lib
 from clonekit.linux.memory import address
+from clonekit.manners import deadline_of
 from clonekit.orders import Order
 from clonekit.records import ChildFd, Fd
 from clonekit.steps.opening import CMSGHDR, MSGHDR, close_descriptor
@@ -52,7 +53,7 @@ class Child:
         self._owner = os.getpid()  # a copy that forks off has no business with the child
         self._pidfd = pidfd
         self._fds: list[ChildFd] = []
-        self.deadline = deadline
+        self.deadline = deadline_of(deadline)
         self.names: dict[str, Any] = {}
 
     # What the drivers give.
@@ -143,6 +144,10 @@ class Child:
 
         self.check()
         return pidfd_getfd(self.fileno(), fd)
+
+    def limit(self, deadline: float | None) -> float:
+        """How many seconds an order may take, which says so itself or not."""
+        return self.deadline if deadline is None else deadline_of(deadline)
 
     # What a ChildFd and an Order use.
 

@@ -112,6 +112,14 @@ INJECTED = Manner(
 )
 
 
+def deadline_of(value: object) -> float:
+    """How many seconds a set-up or an order may take, checked."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        msg = f"deadline is {value!r}; give a number of seconds above 0, as 2.5"
+        raise DeclarationError(msg)
+    return float(value)
+
+
 def refuse_step(step: Step, manner: Manner) -> None:
     """A step that this manner has no room for."""
     reason = manner.phases.get(step.phase)

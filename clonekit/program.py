@@ -14,7 +14,7 @@ from clonekit.completion import completed, suspension
 from clonekit.driven import run as run_driven
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import lib
-from clonekit.manners import DRIVEN, VFORKED
+from clonekit.manners import DRIVEN, VFORKED, deadline_of
 from clonekit.records import Fd
 from clonekit.steps.execute import execute, packed
 from clonekit.steps.step import WRONG_TYPES
@@ -59,7 +59,7 @@ class Program(Compiled):
         arranged = Arranged(steps, manner)
         self.argv: tuple[Any, ...] = tuple(steps[-1].arguments[0])
         self._compile(arranged, steps, has_clone3=has_clone3)
-        self.setup.deadline = deadline
+        self.setup.deadline = None if deadline is None else deadline_of(deadline)
         self.setup.suspension = suspended
 
     @classmethod

@@ -208,7 +208,7 @@ class Suspended(Child):
 
     def _carry_out(self, order: Order, deadline: float | None) -> list[Any]:
         self._check()
-        limit = self.deadline if deadline is None else deadline
+        limit = self.limit(deadline)
         run = Run(order, limit)
         if order.given:
             channel, theirs = self._open_channel()

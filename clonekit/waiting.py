@@ -198,6 +198,7 @@ class Nascent(Child):
         self, order: Order, stays: int, deadline: float | None, bell: Any = ffi.NULL
     ) -> float:
         """Give the child an order, and what it needs for it; say how long it may take."""
+        limit = self.limit(deadline)
         if order.given:
             send(self.channel, order.given)
         if order.schedules:
@@ -208,7 +209,7 @@ class Nascent(Child):
         if result:
             reason = REFUSALS.get(-result, os.strerror(-result))
             raise OSError(-result, f"child {self.pid}: {reason}")
-        return self.deadline if deadline is None else deadline
+        return limit
 
     def _finish(self, order: Compiled, limit: float) -> Process | None:
         """Wait until the order is carried out, and judge it."""

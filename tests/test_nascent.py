@@ -273,6 +273,20 @@ def test_an_order_is_of_steps(child: Nascent) -> None:
     assert child.syscall("getpid") == child.pid
 
 
+@pytest.mark.parametrize("deadline", [0, -1, "5", True, float("nan")])
+def test_a_deadline_is_a_number_of_seconds_to_come(child: Nascent, deadline: Any) -> None:
+    uses: list[Callable[[], object]] = [
+        lambda: nascent(deadline=deadline),
+        lambda: spawn(["true"], deadline=deadline),
+        lambda: child.do(set_umask(0), deadline=deadline),
+        lambda: child.start(["true"], deadline=deadline),
+    ]
+    for use in uses:
+        with pytest.raises(DeclarationError, match="seconds above 0"):
+            use()
+    assert child.syscall("getpid") == child.pid
+
+
 def test_a_descriptor_of_the_child_is_no_descriptor_of_ours(child: Nascent) -> None:
     null = child.do(open_file("/dev/null"))
     for deadline in (None, 10):

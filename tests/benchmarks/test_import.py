@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+import clonekit
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
 TIMES = 60
 UNCOUNTED = 2
@@ -35,10 +37,11 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
     env = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     env["PYTHONPYCACHEPREFIX"] = str(compiled)
     cpu = max(os.sched_getaffinity(0))
+    home = str(Path(clonekit.__file__).parents[1])  # an editable install has no path without `site`
     taken: dict[str, list[float]] = {module: [] for module in MODULES}
     for _ in range(UNCOUNTED + TIMES):
         for module, times in taken.items():
-            code = CODE.format(path=sys.path, cpu=cpu, module=module)
+            code = CODE.format(path=[home, *sys.path], cpu=cpu, module=module)
             told = subprocess.check_output([sys.executable, "-S", "-c", code], env=env)
             times.append(int(told) / 1e9)
     return {module: times[UNCOUNTED:] for module, times in taken.items()}
