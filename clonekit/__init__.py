@@ -11,6 +11,7 @@ from clonekit.steps.descriptors import INHERIT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from clonekit import aio
     from clonekit.suspended import Suspended
     from clonekit.waiting import Nascent, nascent
 
@@ -27,12 +28,13 @@ __all__ = [
     "SpawnError",
     "Spec",
     "Suspended",
+    "aio",
     "nascent",
     "spawn",
 ]
 
 
-_HOMES = {"Nascent": "waiting", "Suspended": "suspended", "nascent": "waiting"}
+_HOMES = {"Nascent": "waiting", "Suspended": "suspended", "aio": "aio", "nascent": "waiting"}
 
 
 def __getattr__(name: str) -> object:
@@ -40,7 +42,8 @@ def __getattr__(name: str) -> object:
     if name in _HOMES:
         import importlib
 
-        value = getattr(importlib.import_module(f"clonekit.{_HOMES[name]}"), name)
+        home = importlib.import_module(f"clonekit.{_HOMES[name]}")
+        value = home if name == "aio" else getattr(home, name)
         globals()[name] = value
         return value
     msg = f"module {__name__!r} has no attribute {name!r}"

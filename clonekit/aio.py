@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from typing import Any, Self
 
     from clonekit.orders import Order
-    from clonekit.process import Process
+    from clonekit.process import Exit, Process
     from clonekit.records import ChildFd, Operand
     from clonekit.steps.execute import Text
     from clonekit.steps.step import Step
@@ -156,6 +156,21 @@ class Nascent:
 
     def __repr__(self) -> str:
         return f"<aio {self.child!r}>"
+
+
+async def wait(process: Process) -> Exit:
+    """Wait until a process has ended, and reap it: the loop watches its pidfd.
+
+    For a time-out, `asyncio.wait_for`. Raises: what `Process.wait` raises.
+    """
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_reader(process.fileno(), ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(process.fileno())
+    return process.wait()
 
 
 async def nascent(*, deadline: float = DEADLINE, **declaration: Any) -> Nascent:

@@ -43,9 +43,10 @@ class Child:
         deadline: how many seconds an order may take. A child that is late is killed: a call that
             blocks cannot be abandoned.
         names: what the slots of earlier orders hold.
+        state: what it does, or what became of it, in words.
     """
 
-    __slots__ = ("__weakref__", "_fds", "_owner", "_pidfd", "deadline", "names", "pid")
+    __slots__ = ("__weakref__", "_fds", "_owner", "_pidfd", "deadline", "names", "pid", "state")
     manner: ClassVar[Manner]
 
     def __init__(self, pid: int, pidfd: int, deadline: float) -> None:
@@ -55,6 +56,7 @@ class Child:
         self._fds: list[ChildFd] = []
         self.deadline = deadline_of(deadline)
         self.names: dict[str, Any] = {}
+        self.state = "it is being made"
 
     # What the drivers give.
 
@@ -79,7 +81,7 @@ class Child:
         Raises: ValueError when this handle does not hold the child any more.
         """
         if self._pidfd < 0:
-            msg = f"{self!r} holds no child"
+            msg = f"this handle holds no child any more: {self.state}"
             raise ValueError(msg)
         return self._pidfd
 

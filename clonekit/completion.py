@@ -18,13 +18,11 @@ from clonekit.steps.signals import (
     set_parent_death_signal,
     set_signal_mask,
 )
-from clonekit.steps.step import Step
+from clonekit.steps.step import Kind, Step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from clonekit.steps.step import Kind
 
 MOST_STEPS = 1 << 16  # struct ck_record has 16 bits for the step's number
 CLOSED_PHASES = ("landlock", "seccomp", "mask", "exec")
@@ -150,9 +148,14 @@ def suspension(steps: Sequence[object]) -> Suspension | None:
 def refuse_others(steps: Sequence[object]) -> None:
     """A program is made of steps alone."""
     for step in steps:
-        if not isinstance(step, Step):
-            msg = f"{step!r} is no step; make one with a function of clonekit.steps"
-            raise DeclarationError(msg)
+        if isinstance(step, Step):
+            continue
+        msg = f"{step!r} is no step; make one with a function of clonekit.steps"
+        if isinstance(step, Kind):
+            msg = f"{step!r} wants its arguments; call it, as {step.name}(...)"
+        elif isinstance(step, list | tuple):
+            msg = f"{step!r} is a list; give each step by itself, as do(*steps)"
+        raise DeclarationError(msg)
 
 
 def open_stdio() -> dict[int, int]:

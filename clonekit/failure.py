@@ -85,9 +85,10 @@ def failure(program: Compiled, outcome: Any) -> Exception:
 
 def details_of(program: Compiled, entry: dict[str, Any]) -> dict[str, Any]:
     """What an error says of the record that it is about."""
+    ours = int(program.setup.manner.exists)  # an order's first step, by which it is given things
     return {
-        "step": entry["step"], "step_number": entry["step_number"],
-        "step_count": len(program.steps), "phase": entry["phase"],
+        "step": entry["step"], "step_number": entry["step_number"] - ours,
+        "step_count": len(program.steps) - ours, "phase": entry["phase"],
         "syscall": entry.get("syscall", ""), "arguments": entry["text"],
     }  # fmt: skip
 

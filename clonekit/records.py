@@ -140,8 +140,10 @@ class Fd:
                 raise DeclarationError(msg)
             try:
                 of = fileno()
-            except ValueError:
-                msg = f"{of!r} is closed; give an open file"
+            except (ValueError, OSError) as error:  # io.UnsupportedOperation is both
+                is_file = not isinstance(error, OSError)
+                told = "is closed" if is_file else "has no descriptor"
+                msg = f"{of!r} {told}; give an open file"
                 raise DeclarationError(msg) from None
         if not isinstance(of, Slot) and (type(of) is bool or not 0 <= int(of) < MOST_FDS):  # type: ignore[call-overload]
             msg = f"{of!r} is not a descriptor; give a number from 0 up"
@@ -338,8 +340,8 @@ class Assembler:
         image = self.image
         if type(data) is bytes:
             at = len(image)
-            image += data or bytes(8)  # an address must be inside, also that of nothing
-            image += bytes(-len(image) % 8)
+            image += data
+            image += bytes(8 - len(image) % 8)  # a string that nobody has ended ends here
             return at
         if type(data) is Vector:
             return self._place_vector(data)

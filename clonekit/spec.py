@@ -33,6 +33,20 @@ OTHER_FIELDS = ("executable", "env", "steps", "check", "deadline")
 OF_EXEC = ("executable", "env")
 #: Fields whose steps depend on their values alone, not on our ids, files or descriptors.
 LASTING = {name for name, kinds in FIELDS.items() if all(kind.lasting for kind in kinds)}
+#: What `subprocess` calls otherwise.
+SAID_ELSEWHERE = {
+    "stdin": "fds={0: file, 1: 1, 2: 2}",
+    "stdout": "fds={0: 0, 1: file, 2: 2}",
+    "stderr": "fds={0: 0, 1: 1, 2: file}",
+    "pass_fds": "fds={0: 0, 1: 1, 2: 2, 7: file}",
+    "close_fds": "nothing: the program has the descriptors of fds and no others",
+    "user": "uid=",
+    "group": "gid=",
+    "extra_groups": "groups=",
+    "start_new_session": "setsid=True",
+    "process_group": "pgid=",
+    "preexec_fn": "the fields for what it does, or steps=",
+}
 MOST_KNOWN = 64
 MOST_PROGRAMS = 16
 #: By `Spec._key`: a setup, and its last programs by argv, path and environment.
@@ -223,6 +237,9 @@ def unknown_field(name: str) -> DeclarationError:
     """What was meant, perhaps."""
     import difflib
 
+    if name in SAID_ELSEWHERE:
+        told = f"write {SAID_ELSEWHERE[name]}"
+        return DeclarationError(f"a declaration has no field {name!r}; {told}")
     known = [*FIELDS, *OTHER_FIELDS]
     near = difflib.get_close_matches(name, known, 3)
     told = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(sorted(known))}"

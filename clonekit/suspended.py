@@ -81,6 +81,7 @@ class Suspended(Child):
         self._traced.gate = self._find_gate()
         if self._suspension.clears:
             self.do(set_attribute("PR_SET_PDEATHSIG", 0))
+        self.state = "suspended"
 
     # Its memory and registers.
 
@@ -90,7 +91,8 @@ class Suspended(Child):
         Raises: OSError (EIO, EFAULT) where nothing is mapped.
         """
         self._check()
-        data = bytearray(size)
+        word(address, "address", lowest=0)
+        data = bytearray(word(size, "size", lowest=0))
         done = lib.ck_peek(self._traced, address, ffi.from_buffer(data), size)
         self._reached(done, size, address)
         return bytes(data)
@@ -103,6 +105,10 @@ class Suspended(Child):
         Raises: OSError (EIO, EFAULT) where nothing is mapped.
         """
         self._check()
+        word(address, "address", lowest=0)
+        if not isinstance(data, bytes | bytearray | memoryview):
+            msg = f"{data!r} cannot be written; give bytes"
+            raise DeclarationError(msg)
         buffer = ffi.from_buffer(data)
         self._reached(lib.ck_poke(self._traced, address, buffer, len(data)), len(data), address)
 
@@ -139,6 +145,11 @@ class Suspended(Child):
         if unknown:
             msg = f'protection is {protection!r}; use some of "r", "w" and "x"'
             raise DeclarationError(msg)
+        word(size, "size", lowest=1)
+        for what, value in (("address", address or 0), ("offset", offset)):
+            if word(value, what, lowest=0) % PAGE or (what == "address" and address == 0):
+                msg = f"{what} is {value:#x}; give a multiple of {PAGE} bytes, not 0 for an address"
+                raise DeclarationError(msg)
         rights = sum(PROTECTIONS[letter] for letter in set(protection))
         flags = lib.MAP_SHARED if shared else lib.MAP_PRIVATE
         if address is not None:
@@ -152,6 +163,7 @@ class Suspended(Child):
     @property
     def registers(self) -> dict[str, int]:
         """The registers that it begins with, by the names of the kernel's structure."""
+        self._check()
         machine = MACHINES[os.uname().machine]
         values = struct.unpack_from(f"<{len(machine.names)}Q", ffi.buffer(self._traced.registers))
         return dict(zip(machine.names, values, strict=True))
@@ -163,7 +175,8 @@ class Suspended(Child):
         if unknown:
             msg = f"no register is called {sorted(unknown)}; there are {', '.join(registers)}"
             raise DeclarationError(msg)
-        registers |= {name: value & (1 << 64) - 1 for name, value in values.items()}
+        for name, value in values.items():
+            registers[name] = word(value, f"register {name}") & (1 << 64) - 1
         struct.pack_into(
             f"<{len(registers)}Q", ffi.buffer(self._traced.registers), 0, *registers.values()
         )
@@ -304,6 +317,7 @@ class Suspended(Child):
             self.kill()
             msg = f"ptrace: {errno_name(-result)}: are its registers valid?"
             raise OSError(-result, msg)
+        self.state = "it was resumed; use what resume() has returned"
         pidfd, self._pidfd = self._pidfd, -1
         return made(self.pid, pidfd, self._argv)
 
@@ -312,6 +326,7 @@ class Suspended(Child):
         pidfd, self._pidfd = self._pidfd, -1
         if pidfd < 0:
             return
+        self.state = "it was killed"
         if self._is_ours():
             made(self.pid, pidfd, self._argv).__exit__(None, None, None)
         else:
@@ -323,6 +338,7 @@ class Suspended(Child):
 
     def _gone(self, order: Compiled | None = None, record: int = 0) -> SpawnError:
         """The error for a process that has ended; it is reaped."""
+        self.state = "it has died"
         pidfd, self._pidfd = self._pidfd, -1
         with made(self.pid, pidfd, self._argv) as process:
             ended = process.wait()
@@ -340,8 +356,15 @@ class Suspended(Child):
             raise RuntimeError(msg)
 
     def __repr__(self) -> str:
-        state = "suspended" if self._pidfd >= 0 else "is no more held here"
-        return f"<Suspended {self.pid}: {state}>"
+        return f"<Suspended {self.pid}: {self.state}>"
+
+
+def word(value: object, what: str, lowest: int = -(1 << 63)) -> int:
+    """A number of 64 bits, checked."""
+    if type(value) is not int or not lowest <= value < 1 << 64:
+        msg = f"{what} is {value!r}; give an int from {lowest:#x} to 2**64 - 1"
+        raise DeclarationError(msg)
+    return value
 
 
 def current_mask() -> int:

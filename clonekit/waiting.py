@@ -48,6 +48,7 @@ else:
 POLLFD = struct.Struct("<ihh")
 #: All signals, for a child whose start has failed after it lifted the block.
 EVERY_SIGNAL = tuple(range(1, 65))
+NOT_REPEATED = "the child is gone: a start that changes ids, filters or suspends is not repeated"
 #: Why an order may be refused.
 REFUSALS = {
     errno.EBUSY: "it is at another order; one thread at a time may drive it",
@@ -141,6 +142,7 @@ class Nascent(Child):
             self.pid, self._pidfd = driven.struct.pid, driven.struct.pidfd
             driven.struct.frame.watch = self._watch.record
             self._finish(opening, deadline)
+            self.state = "it waits"
         except BaseException:
             self._pidfd = -1
             driven.discard(self)
@@ -205,6 +207,7 @@ class Nascent(Child):
             self._driven.struct.frame.spins = 0
         result = self._driven.order(order, order.values, stays, bell)
         if result == -errno.ESRCH:
+            self.state = "it has died while it waited"
             raise died(self.pid, self._end(dead=True))
         if result:
             reason = REFUSALS.get(-result, os.strerror(-result))
@@ -222,13 +225,19 @@ class Nascent(Child):
         """
         if state == RUNNING:
             outcome = self._end(dead=True)
+            self.state = "it was killed, as an order passed its deadline"
             raise late(order, outcome, limit)
         if state == GONE:
             outcome = self._end(dead=False)
             if outcome.stage != lib.CK_SPAWNED:
-                raise failure(order, outcome)
+                error = failure(order, outcome)
+                self.state = f"it has ended: {error}"
+                if outcome.stage == lib.CK_RECORD_FAILED and isinstance(error, SpawnError):
+                    error.hint = "; ".join(filter(None, [error.hint, NOT_REPEATED]))
+                raise error
             self._handle.adopt(outcome.pid, outcome.pidfd)
             outcome.pidfd = -1
+            self.state = "it was started; use what start() has returned"
             process, self._handle = self._handle, None
             return process  # type: ignore[no-any-return]
         outcome = self._driven.report()
@@ -342,6 +351,7 @@ class Nascent(Child):
 
     def discard(self) -> None:
         """End the child, also if it has just begun its program: somebody was interrupted."""
+        self.state = "it was ended, as an order was interrupted"
         self._pidfd = -1
         self._driven.discard(self._handle)
 
@@ -349,14 +359,14 @@ class Nascent(Child):
         """End the child, and reap it. One that has begun its program is not touched."""
         if self._pidfd < 0:
             return
+        self.state = "it was killed"
         if self._is_ours():
             self._end(dead=True)
         else:
             self._pidfd = -1
 
     def __repr__(self) -> str:
-        state = "waits" if self._pidfd >= 0 else "is no more held here"
-        return f"<Nascent child {self.pid}: {state}>"
+        return f"<Nascent child {self.pid}: {self.state}>"
 
 
 def prepared(declaration: dict[str, Any]) -> tuple[Opening, list[Step]]:

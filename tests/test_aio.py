@@ -138,7 +138,7 @@ def test_many_children_are_driven_at_once() -> None:
             assert await child.do(set_umask(0)) == number
             await child.do(open_file("/dev/null", name="null"))
             with await child.start(["true"], fds={0: Slot("null")}) as process:
-                return process.wait().returncode
+                return (await aio.wait(process)).returncode
 
     async def work() -> None:
         assert await asyncio.gather(*(one(number) for number in range(300))) == [0] * 300

@@ -15,7 +15,8 @@ _SETTING = (
 )
 _OOM = (
     "the kernel gives it to every process that shares this memory, us too, unless the parent "
-    "sleeps until the exec; set it in a suspended process, or leave the deadline out"
+    "sleeps until the exec; set it in a process made with suspended=True, or in a spawn that has "
+    "no deadline"
 )
 _FLOW = "it would end or fork the machine that runs the program"
 
