@@ -16,7 +16,7 @@ import threading
 import time
 from signal import SIGKILL
 
-from clonekit.arrange import ABOVE, CGROUP, Arranged
+from clonekit.arrange import ABOVE, CGROUP, Arranged, reserved_from
 from clonekit.child import DEADLINE, Child, limit_of, send
 from clonekit.compiled import Compiled, OurPidfd, immediate
 from clonekit.completion import CHANNEL, EXECUTE, beginning
@@ -92,6 +92,20 @@ class Opening(Compiled):
                 raise DeclarationError(msg)
             values.append(known[slot])
         return values
+
+
+#: The opening that asks nothing more of the clone, by what it depends on.
+_plain: dict[tuple[int, int], Opening] = {}
+
+
+def opening_of(clone: Sequence[Step]) -> Opening:
+    """An opening that asks this of the clone; the usual one is compiled once."""
+    if clone:
+        return Opening(clone)
+    key = lib.ck_has_clone3(), reserved_from()
+    if key not in _plain:
+        _plain[key] = Opening(clone)
+    return _plain[key]
 
 
 class Watch:
@@ -381,7 +395,7 @@ def prepared(declaration: dict[str, Any]) -> tuple[Opening, list[Step]]:
             raise DeclarationError(msg)
     refuse_names_of_the_machine(fields)
     steps = in_order(Spec(["nascent"], **fields).fields)
-    opening = Opening([step for step in steps if step.phase == "clone"])
+    opening = opening_of([step for step in steps if step.phase == "clone"])
     steps = [step for step in steps if step.phase != "clone"]
     if steps:
         Order(steps, ORDERED, known={}, reserved=opening.kept)
