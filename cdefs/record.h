@@ -169,7 +169,6 @@ struct ck_traced {
     uint64_t gate;              /* the address of an instruction in it that makes a system call */
     uint64_t held;              /* signals that came meanwhile, though all are blocked: bit 0 is 1 */
     uint32_t stage;             /* of the call under way: enum in traced.c */
-    uint32_t size;              /* of the registers, in bytes */
     uint8_t registers[512];     /* those that it will have when it is let go */
 };
 

@@ -143,7 +143,6 @@ ck_hold(struct ck_traced *traced, int pid, int pidfd)
     if (seen == ENDED)
         return -ESRCH;
     keep(traced, &stop);
-    traced->size = sizeof(ck_registers);
     result = (int)ptrace_(PTRACE_SETOPTIONS, pid, 0, (uintptr_t)options);           /* T2 */
     if (result == 0)
         result = set_mask(traced, ~(uint64_t)0);                                    /* T1 */

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clonekit import ChildFd, Nascent, Process, Suspended
 from clonekit.phases import PHASES
 from clonekit.spec import OTHER_FIELDS
 from clonekit.steps.step import KINDS
@@ -33,6 +34,21 @@ HEADER = """\
 | step | field | option | effect | raises | since | see |
 |---|---|---|---|---|---|---|
 """
+HANDLES_OPENING = """
+## Handles
+
+What `spawn`, `nascent` and `suspended=True` give. `clonekit.aio.nascent()` gives the second with
+`do`, `syscall`, `give` and `start` to be awaited; `clonekit.aio.wait(process)` awaits an end. An
+order may take 10 s where nobody says otherwise. `help(...)` of each says more.
+"""
+HANDLES = {
+    Process: "wait poll exit send_signal terminate kill getfd info pidfd fileno close",
+    Nascent: "do syscall give getfd start kill pidfd fileno",
+    Suspended: (
+        "do syscall give getfd map read write registers set_registers auxv resume kill pidfd fileno"
+    ),
+    ChildFd: "fetch close",
+}
 LABELS = ("Raises", "Since", "See")
 BEGIN, END = "<!-- phases -->\n", "<!-- end of phases -->\n"
 
@@ -89,6 +105,28 @@ def reference() -> str:
     return text
 
 
+def method(owner: type, name: str) -> str:
+    """A handle's method or attribute, in one line."""
+    member = getattr(owner, name)
+    told = inspect.cleandoc(member.__doc__ or "")
+    parameters = ""
+    if not isinstance(member, property):
+        known = list(inspect.signature(member).parameters.values())[1:]
+        plain = [each.replace(annotation=inspect.Parameter.empty) for each in known]
+        parameters = str(inspect.Signature(plain))
+    return f"| `{name}{parameters}` | {told.partition(chr(10))[0].removesuffix('.')} |\n"
+
+
+def handles() -> str:
+    """What can be done with a child."""
+    text = HANDLES_OPENING
+    for owner, names in HANDLES.items():
+        told = inspect.cleandoc(owner.__doc__ or "").partition("\n")[0]
+        rows = "".join(method(owner, name) for name in names.split())
+        text += f"\n### {owner.__name__}\n\n{told}\n\n| | effect |\n|---|---|\n{rows}"
+    return text
+
+
 def order() -> str:
     """The phases with their reasons, as a list."""
     lines = (f"{n}. **{phase}**: {reason}\n" for n, (phase, reason) in enumerate(PHASES.items(), 1))
@@ -99,7 +137,7 @@ def pages() -> dict[Path, str]:
     """Each page that is made here, whole or in part."""
     before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
-    return {REFERENCE: reference(), README: before + BEGIN + order() + END + after}
+    return {REFERENCE: reference() + handles(), README: before + BEGIN + order() + END + after}
 
 
 if __name__ == "__main__":
