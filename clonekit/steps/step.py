@@ -64,7 +64,9 @@ def names_or_number(text: str) -> int | list[str]:
 class Kind:
     """One step of the library: its phase, its field in a declaration, its function."""
 
-    __slots__ = ("each", "field", "function", "lasting", "name", "option", "phase", "raw")
+    __slots__ = (
+        "__dict__", "each", "field", "function", "lasting", "name", "option", "phase", "raw",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -81,6 +83,8 @@ class Kind:
         self.raw = raw
         self.function = function
         self.name = function.__name__
+        self.__doc__ = function.__doc__  # these two for help() and inspect
+        self.__wrapped__ = function
         self.phase = phase
         self.field = field
         self.each = each
