@@ -38,7 +38,8 @@ spins(void)
 static uint32_t
 state_of(struct ck_driven *driven)
 {
-    return __atomic_load_n(&driven->frame->report.state, __ATOMIC_ACQUIRE);
+    return driven->memory ? __atomic_load_n(&driven->frame->report.state, __ATOMIC_ACQUIRE)
+                          : (uint32_t)CK_GONE;
 }
 
 /* With all signals blocked: P6. */
@@ -123,8 +124,10 @@ uint32_t
 ck_attend(struct ck_driven *driven, int64_t nanoseconds)
 {
     struct timespec timeout = { .tv_nsec = nanoseconds < SLICE ? nanoseconds : SLICE };
-    uint32_t state = state_of(driven);
+    uint32_t state;
 
+    __atomic_add_fetch(&driven->attended, 1, __ATOMIC_ACQ_REL);                    /* P11 */
+    state = state_of(driven);
     for (uint32_t n = nanoseconds ? spins() : 0; n && state == CK_RUNNING; n--) {
         if (n % PAUSES)
             ck_pause();
@@ -137,7 +140,10 @@ ck_attend(struct ck_driven *driven, int64_t nanoseconds)
                    (long)&timeout, 0, 0);
         state = state_of(driven);
     }
-    return state == CK_RUNNING && has_ended(driven) ? CK_GONE : state;
+    if (state == CK_RUNNING && has_ended(driven))
+        state = CK_GONE;
+    __atomic_sub_fetch(&driven->attended, 1, __ATOMIC_ACQ_REL);
+    return state;
 }
 
 int
@@ -183,6 +189,8 @@ ck_report(const struct ck_driven *driven, struct ck_outcome *outcome)
 {
     const struct ck_report *report = &driven->frame->report;
 
+    if (!driven->memory)
+        return;
     outcome->stage = report->ended == CK_DONE ? CK_WAITS : CK_REFUSED;
     outcome->record = report->record;
     outcome->result = report->result;
@@ -210,6 +218,8 @@ ck_end(struct ck_driven *driven, int dead, struct ck_outcome *outcome)
         killed = ck_syscall(SYS_pidfd_send_signal, driven->pidfd, SIGKILL, 0, 0, 0, 0);
     if (killed < 0 && killed != -ESRCH && !has_ended(driven))
         return (int)killed;                                             /* P9 */
+    if (__atomic_load_n(&driven->attended, __ATOMIC_ACQUIRE))
+        return -EBUSY;                                                  /* P11 */
     mask = ck_block_signals();
     outcome->pid = driven->pid;
     ck_judge(driven->program, driven->frame, dead, driven->pidfd, outcome);

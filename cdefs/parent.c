@@ -26,6 +26,9 @@
  * P10 A copy of us (fork) has a copy of all this, but no child and no guard of its own.
  *     The hooks of P3 forget the guard; ck_fork_like, which they do not see, does so itself; the
  *     handles refuse to work in another process than theirs (child.py).
+ * P11 A handler of ours, or another thread against the rule, may end a child while its order is
+ *     waited for. Whoever waits holds its memory: it is killed, and freed when that is over; a
+ *     child that is freed is gone for whoever comes back (driven.c).
  */
 #define _GNU_SOURCE
 #include <errno.h>

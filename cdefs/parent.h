@@ -33,8 +33,8 @@ int ck_order(struct ck_driven *driven, const struct ck_program *program, const i
 void ck_report(const struct ck_driven *driven, struct ck_outcome *outcome);
 
 /* Say what became of a child that is gone, or with `dead` end it, and free what it had. It has begun
- * its program, and its pidfd is the outcome's; or it is reaped. 0, or -errno if we may not end it:
- * then nothing is freed. */
+ * its program, and its pidfd is the outcome's; or it is reaped. 0, or -errno if we may not end it,
+ * -EBUSY if somebody waits for it: then nothing is freed. */
 int ck_end(struct ck_driven *driven, int dead, struct ck_outcome *outcome);
 
 /* Nobody holds it any more: end it, unless it has begun its program or this is a copy of us (P10). */

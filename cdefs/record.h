@@ -158,6 +158,7 @@ struct ck_driven {
     uint32_t uid;               /* our effective uid when it was made */
     int32_t owner;              /* our pid then */
     int32_t channel;            /* our end of the socket to it, or -1: closed with it */
+    uint32_t attended;          /* how many threads are waiting for it: none may free it then */
     int32_t pid;
     int32_t pidfd;
 };

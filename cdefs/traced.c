@@ -38,6 +38,7 @@ enum {
     STOPPED = 1, ENDED = 2,                                     /* what look() has seen */
     SYSCALL_STOP = SIGTRAP | 0x80,
     SIGNALS = 64,
+    FROM_SECCOMP = 1,                                           /* si_code: SYS_SECCOMP */
     YIELDS = 100,
     SHORT_PAUSE = 50 * 1000,                                    /* ns */
     FIRST_RESTART = 512, LAST_RESTART = 516,         /* ERESTARTSYS and its kin */
@@ -77,7 +78,7 @@ look(int pid, int pidfd, siginfo_t *stop)
     if (ptrace_(PTRACE_GETSIGINFO, pid, 0, (uintptr_t)stop) != -ESRCH)
         return STOPPED;                             /* a group's stop has no siginfo: no signal */
     waited = ck_wait(pidfd, WEXITED | WNOHANG | WNOWAIT | __WALL, &ended);
-    return waited == -ECHILD || (waited == 0 && ended.pid) ? ENDED : 0;             /* T4 */
+    return waited < 0 || ended.pid ? ENDED : 0;                                     /* T4 */
 }
 
 void
@@ -149,25 +150,32 @@ ck_hold(struct ck_traced *traced, int pid, int pidfd)
     return result ? result : get_registers(traced, (ck_registers *)traced->registers);
 }
 
-/* Whether a signal is pending for it: of its own, or of its process. */
+/* Whether a signal is pending for it, of its own or, if `shared`, of its process; with `code`, one
+ * that was sent for this reason. */
 static int
-is_pending(const struct ck_traced *traced, int signal)
+is_pending(const struct ck_traced *traced, int shared, int signal, int code)
 {
     enum { MOST = 8 };
     siginfo_t infos[MOST];
+    struct { uint64_t off; uint32_t flags; int32_t nr; } part = { 0, (uint32_t)shared, MOST };
+    long count;
 
-    for (uint32_t shared = 0; shared <= PTRACE_PEEKSIGINFO_SHARED; shared++) {
-        struct { uint64_t off; uint32_t flags; int32_t nr; } part = { 0, shared, MOST };
-        long count;
-        while ((count = ptrace_(PTRACE_PEEKSIGINFO, traced->pid, (uintptr_t)&part,
-                                (uintptr_t)infos)) > 0) {
-            for (long i = 0; i < count; i++)
-                if (infos[i].si_signo == signal)
-                    return 1;
-            part.off += (uint64_t)count;
-        }
+    while ((count = ptrace_(PTRACE_PEEKSIGINFO, traced->pid, (uintptr_t)&part,
+                            (uintptr_t)infos)) > 0) {
+        for (long i = 0; i < count; i++)
+            if (infos[i].si_signo == signal && (!code || infos[i].si_code == code))
+                return 1;
+        part.off += (uint64_t)count;
     }
     return 0;
+}
+
+/* A fault at the gate: the process is not where it should be, and is not let on. */
+static int
+is_fault(const siginfo_t *stop)
+{
+    return stop->si_code > 0 && (stop->si_signo == SIGSEGV || stop->si_signo == SIGBUS ||
+                                 stop->si_signo == SIGILL || stop->si_signo == SIGFPE);
 }
 
 /* Wait for a stop: the call's own, or with `signal` that of this signal; keep the signals of others.
@@ -185,8 +193,14 @@ wait_for_stop(struct ck_injection *injection, int signal)
             return 1;
         }
         if (seen == STOPPED) {
-            if (signal ? stop.si_signo == signal : stop.si_code == SYSCALL_STOP)
+            if (signal ? stop.si_signo == signal && stop.si_code == FROM_SECCOMP
+                       : stop.si_code == SYSCALL_STOP)
                 return 0;
+            if (is_fault(&stop)) {
+                ck_syscall(SYS_pidfd_send_signal, traced->pidfd, SIGKILL, 0, 0, 0, 0);
+                traced->stage = LOST;
+                return 1;
+            }
             keep(traced, &stop);                                                    /* T1 */
             ptrace_(PTRACE_SYSCALL, traced->pid, 0, 0);
         } else if (looks < YIELDS)
@@ -228,7 +242,7 @@ make_call(struct ck_frame *frame, const struct ck_record *record, const long *op
             if (wait_for_stop(injection, 0))
                 return 1;
             traced->stage = TRAPPED;
-            if (!is_pending(traced, SIGSYS))
+            if (!is_pending(traced, 0, SIGSYS, FROM_SECCOMP))
                 traced->stage = IDLE;
             else
                 ptrace_(PTRACE_CONT, traced->pid, 0, 0);
@@ -236,6 +250,7 @@ make_call(struct ck_frame *frame, const struct ck_record *record, const long *op
         if (traced->stage == TRAPPED) {                                             /* T5 */
             if (wait_for_stop(injection, SIGSYS))
                 return 1;
+            set_mask(traced, ~(uint64_t)0);             /* the kernel has unblocked it */
             traced->stage = IDLE;
             *result = -EPERM;
             return 0;
@@ -336,7 +351,7 @@ ck_let_go(struct ck_traced *traced, uint64_t mask)
                            (uint64_t)1 << (SIGTTIN - 1) | (uint64_t)1 << (SIGTTOU - 1);
     int result = set_registers(traced, traced->registers);
 
-    if (result == 0 && is_pending(traced, SIGCONT))
+    if (result == 0 && (is_pending(traced, 0, SIGCONT, 0) || is_pending(traced, 1, SIGCONT, 0)))
         traced->held &= ~stops;                     /* it came after them, and has ended them */
     if (result == 0)
         result = set_mask(traced, mask);

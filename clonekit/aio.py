@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 
-from clonekit.child import DEADLINE
+from clonekit.child import DEADLINE, Refused
 from clonekit.compiled import immediate
 from clonekit.completion import CHANNEL
 from clonekit.driven import RUNNING
@@ -108,7 +108,7 @@ class Nascent:
             limit = self.child.hand_over(order, stays, deadline, bell)
             state = await self._attend(time.monotonic() + limit)
             return self.child.judge(order, state, limit)
-        except (DeclarationError, SpawnError):
+        except (DeclarationError, SpawnError, Refused):
             raise
         except BaseException:  # cancelled, or a handler has raised
             self.child.discard()

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 DEADLINE = 10.0
 
 
+class Refused(OSError):  # noqa: N818 - it is an answer, and the child is well
+    """An order that the child does not take now: nothing of it was done, and it is as it was."""
+
+
 class Child:
     """A child that carries out orders: any step, any system call.
 

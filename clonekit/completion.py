@@ -86,33 +86,28 @@ def closing(steps: Sequence[Step]) -> int:
 def keep_to_parent(steps: list[Step]) -> None:
     """H11: a child that does not hold us ends with us, until its program begins or it is held.
 
-    A change of credentials clears the signal, so it is set again after each. One that the caller
-    declares after them is the program's own.
+    A change of credentials clears the signal, so it is set again after each, up to where the caller
+    declares one of the program's own. Otherwise it is taken away when nothing sets it any more.
     """
-    ours = not has_death_signal(steps)
-    for n in reversed(range(len(steps))):
+    declared = next((n for n, step in enumerate(steps) if sets_death_signal(step)), len(steps))
+    ours = declared == len(steps)
+    again = set_parent_death_signal("KILL")
+    for n in reversed(range(declared)):
         if any(call.name in GUARDED_CALLS for call in calls_of(steps[n])):
-            steps.insert(n + 1, set_parent_death_signal("KILL"))
+            steps.insert(n + 1, again)
+    last = max((n + 1 for n, step in enumerate(steps) if step is again), default=0)
     if any(step.kind is STOP for step in steps):
         steps[-2] = set_signal_mask(ALL_BUT_TRAP)
     elif ours:
-        steps.insert(closing(steps), set_attribute("PR_SET_PDEATHSIG", 0))
+        steps.insert(max(closing(steps), last), set_attribute("PR_SET_PDEATHSIG", 0))
 
 
-def has_death_signal(steps: Sequence[Step]) -> bool:
-    """Whether the caller has a parent-death signal for the program, after what would clear it."""
-    found = False
-    for step in steps:
-        calls = calls_of(step)
-        if any(call.name in GUARDED_CALLS for call in calls):
-            found = False
-        if any(
-            call.name in {"prctl", NUMBERS["prctl"]}
-            and call.operands[:1] == (lib.PR_SET_PDEATHSIG,)
-            for call in calls
-        ):
-            found = True
-    return found
+def sets_death_signal(step: Step) -> bool:
+    """Whether a step declares a parent-death signal."""
+    return any(
+        call.name in {"prctl", NUMBERS["prctl"]} and call.operands[:1] == (lib.PR_SET_PDEATHSIG,)
+        for call in calls_of(step)
+    )
 
 
 def calls_of(step: Step) -> list[Call]:
@@ -136,7 +131,7 @@ class Suspension:
         masks = [step for step in steps if step.kind is MASK]
         names = [*masks[-1].arguments, *masks[-1].keywords.values()] if masks else []
         self.mask = None if names in ([], [None]) else mask_of(names[0])
-        self.clears = not has_death_signal(steps)
+        self.clears = not any(map(sets_death_signal, steps))
 
 
 def suspension(steps: Sequence[object]) -> Suspension | None:

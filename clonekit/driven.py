@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 
 from clonekit.linux.abi import ffi, lib
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from clonekit.compiled import Compiled
 
 GONE, RUNNING = lib.CK_GONE, lib.CK_RUNNING
+#: What children read that we were not allowed to end.
+_left: list[object] = []
 SLICE = 50_000_000  # ns after which Python looks for signals, which may come just before a wait
 
 
@@ -65,10 +68,10 @@ class Driven:
         while True:
             left = until - time.monotonic()
             state: int = lib.ck_attend(self.struct, int(max(min(left * 1e9, SLICE), 0)))
+            if self.stops and state == RUNNING:
+                lib.ck_pass_stop(self.struct)
             if state != RUNNING or left <= 0:
                 return state
-            if self.stops:
-                lib.ck_pass_stop(self.struct)
 
     def report(self) -> Any:
         """How the order of a child that waits again has ended."""
@@ -82,7 +85,10 @@ class Driven:
             CAP_KILL. It goes on then.
         """
         result = lib.ck_end(self.struct, dead, self.outcome)
+        if result == -errno.EBUSY:  # whoever waits for it sees that it is dead, and ends it
+            return self.outcome
         if result:
+            _left.append((self.struct, self._held))  # the child goes on, and reads these
             msg = f"child {self.struct.pid} has other ids by now, and we may not kill it (CAP_KILL)"
             raise OSError(-result, msg)
         self._held = ()
@@ -92,8 +98,8 @@ class Driven:
         """End the child, whatever it is at: somebody was interrupted. `handle` is to be its own."""
         self.end(dead=True)
         if self.outcome.stage == lib.CK_SPAWNED and self.outcome.pidfd >= 0:
-            handle.adopt(self.outcome.pid, self.outcome.pidfd)
-            self.outcome.pidfd = -1
+            handle.adopt(self.outcome)
+        if handle is not None:
             handle.__exit__(None, None, None)
 
 
@@ -127,8 +133,8 @@ def run(
         state = driven.attend(until)
         outcome = driven.end(dead=state == RUNNING)
         if outcome.stage == lib.CK_SPAWNED:
-            handle.adopt(outcome.pid, outcome.pidfd)
-            outcome.pidfd = -1
+            handle.adopt(outcome)
+            handle.hold()
     except BaseException:  # a handler of a signal has raised, perhaps
         driven.discard(handle)
         raise

@@ -8,7 +8,7 @@ from clonekit.completion import CHANNEL, EXECUTE, completed, suspension
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import lib, name_of
 from clonekit.linux.descriptors import MAKERS
-from clonekit.manners import INJECTED, STARTED
+from clonekit.manners import STARTED
 from clonekit.records import Call, ChildFd, Move, Scratch, Slot
 from clonekit.steps.opening import receive_descriptors
 
@@ -79,8 +79,6 @@ class Order(Compiled):
                 self._results.append(results_of(step, records))
                 records[:] = [self._with_room(record) for record in records]
             arranged.lists[-1] += [Call("close", slot) for slot in arranged.given.values()]
-        if manner is INJECTED and arranged.given:
-            arranged.lists[0].append(Call("close", CHANNEL))  # the next has one of its own
         self._compile(arranged, steps, has_clone3=has_clone3)
         self.setup.suspension = suspended
         self.given = tuple(arranged.given)

@@ -272,9 +272,13 @@ class Process:
 
         return pidfd_info(self.fileno())
 
-    def adopt(self, pid: int, pidfd: int) -> None:
-        """Hold this child: for a handle that was made before it."""
-        self.pid, self._pidfd = pid, pidfd
+    def adopt(self, outcome: Any) -> None:
+        """Own the child of a struct ck_outcome: for a handle that was made before it."""
+        self.pid, self._pidfd = outcome.pid, outcome.pidfd
+        outcome.pidfd = -1
+
+    def hold(self) -> None:
+        """It has begun, and needs no holding."""
 
     def close(self) -> None:
         """Close the pidfd. A process that still runs goes on, and nobody here can reap it."""

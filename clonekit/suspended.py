@@ -41,6 +41,7 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 PROTECTIONS = {"r": lib.PROT_READ, "w": lib.PROT_WRITE, "x": lib.PROT_EXEC}
 
 
+FILTERED = "a filter of its own must allow prctl, which ends its bond to us; or declare pdeathsig"
 LARGEST_VDSO = 8 * PAGE
 
 
@@ -53,24 +54,27 @@ class Suspended(Child):
     Use it only from the thread that made it: RuntimeError elsewhere.
     """
 
-    __slots__ = ("_argv", "_mask", "_suspension", "_thread", "_traced")
+    __slots__ = ("_argv", "_busy", "_mask", "_suspension", "_thread", "_traced")
     manner = INJECTED
 
     def __init__(self, program: Any) -> None:
         super().__init__(-1, -1, program.setup.deadline or DEADLINE)
         self._argv = program.argv
+        self._busy = False
         self._thread = threading.get_native_id()
         self._suspension: Suspension = program.setup.suspension
         mask = self._suspension.mask
         self._mask = current_mask() if mask is None else mask
         self._traced = ffi.new("struct ck_traced *")
 
-    def adopt(self, pid: int, pidfd: int) -> None:
-        """Hold this child, which is about to stop: for a handle that was made before it."""
-        if self._pidfd == pidfd:
-            return
-        self.pid, self._pidfd = pid, pidfd
-        result = lib.ck_hold(self._traced, pid, pidfd)
+    def adopt(self, outcome: Any) -> None:
+        """Own the child of a struct ck_outcome: for a handle that was made before it."""
+        self.pid, self._pidfd = outcome.pid, outcome.pidfd
+        outcome.pidfd = -1
+
+    def hold(self) -> None:
+        """Hold it where it is about to stop."""
+        result = lib.ck_hold(self._traced, self.pid, self._pidfd)
         if result == -errno.ESRCH:
             raise self._gone()
         if result < 0:
@@ -80,7 +84,11 @@ class Suspended(Child):
             raise OSError(-result, msg)
         self._traced.gate = self._find_gate()
         if self._suspension.clears:
-            self.do(set_attribute("PR_SET_PDEATHSIG", 0))
+            try:
+                self.do(set_attribute("PR_SET_PDEATHSIG", 0))
+            except SpawnError as error:
+                error.hint = error.hint or FILTERED
+                raise
         self.state = "suspended"
 
     # Its memory and registers.
@@ -223,11 +231,20 @@ class Suspended(Child):
         self._check()
         limit = self.limit(deadline)
         run = Run(order, limit)
-        if order.given:
-            channel, theirs = self._open_channel()
-            order.values[order.setup.inputs.index(CHANNEL)] = theirs
-            with channel:
-                send(channel.fileno(), order.given)
+        theirs = -1
+        try:
+            if order.given:
+                channel, theirs = self._open_channel()
+                order.values[order.setup.inputs.index(CHANNEL)] = theirs
+                with channel:
+                    send(channel.fileno(), order.given)
+            return self._run(order, run)
+        finally:
+            if theirs >= 0 and self._pidfd >= 0:
+                self._call(run, "close", theirs)
+
+    def _run(self, order: Order, run: Run) -> list[Any]:
+        """Bring an order into the process, run it there, and take it out again."""
         image, scratch = ffi.buffer(order.image)[:], order.setup.scratch
         image += bytes(-len(image) % 16)
         size = len(image) + len(scratch)
@@ -255,6 +272,10 @@ class Suspended(Child):
 
     def _inject(self, injection: Any, run: Run) -> int:
         """Run records in the process, and look at signals for us meanwhile."""
+        if self._busy:
+            msg = "the process is at another order, in which this handler of a signal has come"
+            raise RuntimeError(msg)
+        self._busy = True
         injection.traced = self._traced
         state: int = lib.CK_RUNNING
         try:
@@ -263,6 +284,8 @@ class Suspended(Child):
         except BaseException:  # a handler raised: the call cannot be abandoned
             self.kill()
             raise
+        finally:
+            self._busy = False
         if state == lib.CK_GONE:
             raise self._gone(run.order, injection.frame.report.record)
         if state == lib.CK_RUNNING:
@@ -310,6 +333,9 @@ class Suspended(Child):
         Raises: ChildProcessError when it has died.
         """
         self._check()
+        if self._busy:
+            msg = "the process is at an order; resume it after that"
+            raise RuntimeError(msg)
         result = lib.ck_let_go(self._traced, self._mask)
         if result == -errno.ESRCH:
             raise self._gone()

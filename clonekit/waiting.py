@@ -17,7 +17,7 @@ import time
 from signal import SIGKILL
 
 from clonekit.arrange import ABOVE, CGROUP, Arranged, reserved_from
-from clonekit.child import DEADLINE, Child, limit_of, send
+from clonekit.child import DEADLINE, Child, Refused, limit_of, send
 from clonekit.compiled import Compiled, OurPidfd, immediate
 from clonekit.completion import CHANNEL, EXECUTE, beginning
 from clonekit.driven import GONE, RUNNING, Driven, handle_of
@@ -159,7 +159,7 @@ class Nascent(Child):
             self.state = "it waits"
         except BaseException:
             self._pidfd = -1
-            driven.discard(self)
+            driven.discard(None)
             raise
         finally:
             for end in ends:
@@ -198,7 +198,7 @@ class Nascent(Child):
         self.check()
         try:
             return self._finish(order, self.hand_over(order, stays, deadline))
-        except (DeclarationError, SpawnError):
+        except (DeclarationError, SpawnError, Refused):
             raise
         except BaseException:  # a handler has raised: nobody knows how far the order is
             self.discard()
@@ -215,6 +215,11 @@ class Nascent(Child):
     ) -> float:
         """Give the child an order, and what it needs for it; say how long it may take."""
         limit = self.limit(deadline)
+        if self.look() == RUNNING:
+            raise Refused(errno.EBUSY, REFUSALS[errno.EBUSY])
+        if os.geteuid() != self._driven.struct.uid:
+            raise Refused(errno.EPERM, REFUSALS[errno.EPERM])
+        self._handle = handle_of(order) if order.argv else None
         if order.given:
             send(self.channel, order.given)
         if order.schedules:
@@ -224,8 +229,7 @@ class Nascent(Child):
             self.state = "it has died while it waited"
             raise died(self.pid, self._end(dead=True))
         if result:
-            reason = REFUSALS.get(-result, os.strerror(-result))
-            raise OSError(-result, f"child {self.pid}: {reason}")
+            raise OSError(-result, REFUSALS.get(-result, os.strerror(-result)))
         return limit
 
     def _finish(self, order: Compiled, limit: float) -> Process | None:
@@ -249,9 +253,13 @@ class Nascent(Child):
                 if outcome.stage == lib.CK_RECORD_FAILED and isinstance(error, SpawnError):
                     error.hint = "; ".join(filter(None, [error.hint, NOT_REPEATED]))
                 raise error
-            self._handle.adopt(outcome.pid, outcome.pidfd)
-            outcome.pidfd = -1
+            self._handle.adopt(outcome)
             self.state = "it was started; use what start() has returned"
+            try:
+                self._handle.hold()
+            except BaseException:
+                self._handle.__exit__(None, None, None)
+                raise
             process, self._handle = self._handle, None
             return process  # type: ignore[no-any-return]
         outcome = self._driven.report()
@@ -268,7 +276,7 @@ class Nascent(Child):
         if 0 <= arranged.vector == step:
             self.kill()  # its descriptors are between two places
             return
-        if arranged.vector < 0 or step < arranged.vector:
+        if arranged.vector < 0 or step < arranged.vector or not arranged.moved:
             self._close_given(order, self._driven.struct.frame.registers)
         else:
             self._renumber(arranged.moved)
@@ -354,7 +362,6 @@ class Nascent(Child):
         if order.setup.suspension is not None and threading.get_native_id() != self._thread:
             msg = "a child can be suspended only by the thread that made it; start it from there"
             raise DeclarationError(msg)
-        self._handle = handle_of(order)
         return order
 
     def _end(self, *, dead: bool) -> Any:
