@@ -188,6 +188,7 @@ class Nascent(Child):
             while os.read(self.channel, 64):
                 pass
 
+    # Orders.
 
     def _carry_out(self, order: Order, deadline: float | None) -> list[Any]:
         self._run(order, lib.CK_STAYS, deadline)
@@ -206,6 +207,7 @@ class Nascent(Child):
 
     def results(self, order: Order) -> list[Any]:
         """What an order that was carried out has brought."""
+        self.check()  # a handler may have killed the child since
         frame = self._driven.struct.frame
         scratch = ffi.buffer(frame.scratch, order.struct.scratch_size)[:]
         return order.outcome(self, frame.registers, scratch)
