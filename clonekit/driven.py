@@ -6,6 +6,7 @@ import errno
 import time
 
 from clonekit.linux.abi import ffi, lib
+from clonekit.manners import SLICE
 from clonekit.process import Process, blank
 from clonekit.vforked import Trace, traced
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 GONE, RUNNING = lib.CK_GONE, lib.CK_RUNNING
 #: What children read that we were not allowed to end.
 _left: list[object] = []
-SLICE = 50_000_000  # ns after which Python looks for signals, which may come just before a wait
 
 
 class Driven:

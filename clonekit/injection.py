@@ -6,6 +6,7 @@ import struct
 import time
 
 from clonekit.linux.abi import ffi
+from clonekit.manners import SLICE
 from clonekit.records import IMAGE, POINTERS
 
 TYPE_CHECKING = False
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from clonekit.compiled import Compiled
     from clonekit.orders import Order
 
-SLICE = 50_000_000  # ns after which Python looks for signals
 
 
 class Machine:

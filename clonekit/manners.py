@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from clonekit.records import Record
     from clonekit.steps.step import Step
 
+SLICE = 50_000_000  # ns after which Python looks for signals, which may come just before a wait
 C_INT = 0xFFFFFFFF  # prctl's option and keyctl's operation: the kernel does not see more
 #: Calls that may lead into another user namespace, by name and number.
 JOINS = ("setns", NUMBERS["setns"], "unshare", NUMBERS["unshare"])

@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from parent_snapshot import unchanged
 from step_cases import Case, Room, missing, missing_of
+
+from clonekit import Nascent, nascent
 
 PROGRAMS = Path(__file__).parent / "programs"
 HANG = 900  # seconds after which a run is taken for hung, and says where
@@ -71,6 +74,22 @@ def need() -> object:
             pytest.skip(reason)
 
     return ask
+
+
+@pytest.fixture
+def child() -> Iterator[Nascent]:
+    """A child that waits, and nothing that it leaves."""
+    with unchanged(), nascent() as child:
+        yield child
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[int]:
+    """A file of ours that holds ten bytes."""
+    (tmp_path / "file").write_bytes(b"0123456789")
+    fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CLOEXEC)
+    yield fd
+    os.close(fd)
 
 
 # Whoever ran the suite in the background may have had these ignored, and so would every program.

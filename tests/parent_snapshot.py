@@ -53,12 +53,12 @@ def content(path: str) -> str:
         return file.read()
 
 
-def descriptors() -> dict[int, str]:
-    """Each open descriptor and what it is for."""
+def descriptors(pid: int | str = "self") -> dict[int, str]:
+    """Each open descriptor, of ours or of another process, and what it is for."""
     found = {}
-    for name in os.listdir("/proc/self/fd"):
+    for name in os.listdir(f"/proc/{pid}/fd"):
         with suppress(FileNotFoundError):  # the listing's own
-            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+            found[int(name)] = os.readlink(f"/proc/{pid}/fd/{name}")
     return found
 
 

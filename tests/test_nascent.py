@@ -6,12 +6,12 @@ import errno
 import os
 import resource
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from parent_snapshot import children, unchanged
+from parent_snapshot import children, descriptors, unchanged
 from step_cases import NOBODY, refusing
 
 from clonekit import (
@@ -56,28 +56,6 @@ from clonekit.steps.step import Step
 INET = socket.AF_INET, socket.SOCK_STREAM
 
 
-@pytest.fixture
-def child() -> Iterator[Nascent]:
-    """A child that waits, and nothing that it leaves."""
-    with unchanged(), nascent() as child:
-        yield child
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Iterator[int]:
-    """A file of ours that holds ten bytes."""
-    (tmp_path / "file").write_bytes(b"0123456789")
-    fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CLOEXEC)
-    yield fd
-    os.close(fd)
-
-
-def held(child: Nascent) -> dict[int, str]:
-    """The child's descriptors, and what they are for."""
-    directory = f"/proc/{child.pid}/fd"
-    return {int(name): os.readlink(f"{directory}/{name}") for name in os.listdir(directory)}
-
-
 # ---- orders ----
 
 
@@ -86,7 +64,7 @@ def test_one_step_has_one_result_and_several_have_a_list(child: Nascent) -> None
     child.do(set_umask(0o27))
     pid, mask, file = child.do(system_call("getpid"), set_umask(0), open_file("/dev/null"))
     assert (pid, mask) == (child.pid, 0o27)
-    assert held(child)[file.number] == "/dev/null"
+    assert descriptors(child.pid)[file.number] == "/dev/null"
 
 
 def test_a_pipe_is_two_descriptors_and_a_write_its_length(child: Nascent) -> None:
@@ -113,20 +91,20 @@ def test_what_a_step_names_is_used_by_later_orders(child: Nascent, tmp_path: Pat
 
 
 def test_a_descriptor_of_ours_is_given_for_one_order(child: Nascent, file: int) -> None:
-    before = held(child)
+    before = descriptors(child.pid)
     assert child.do(system_call("lseek", Fd(file), 0, os.SEEK_END), write(file, b"ab")) == [10, 2]
-    assert held(child) == before
+    assert descriptors(child.pid) == before
     assert os.pread(file, 99, 0) == b"0123456789ab"
 
 
 def test_it_is_closed_when_the_order_fails_too(child: Nascent, file: int) -> None:
-    before = held(child)
+    before = descriptors(child.pid)
     for _ in range(3):
         with pytest.raises(OSError, match="Invalid argument") as caught:
             child.do(set_umask(0o77), system_call("lseek", Fd(file), 0, 99), set_umask(0o11))
         assert (caught.value.errno, type(caught.value)) == (errno.EINVAL, SpawnError)
         assert caught.value.syscall == "lseek"  # type: ignore[attr-defined]
-        assert held(child) == before
+        assert descriptors(child.pid) == before
     assert child.do(set_umask(0)) == 0o77
 
 
@@ -142,7 +120,7 @@ def test_what_is_given_stays_until_it_is_closed(child: Nascent, file: int) -> No
     given.close()
     again = child.give(file)
     given.close()  # its number is another's by now
-    assert again.number in held(child)
+    assert again.number in descriptors(child.pid)
     with pytest.raises(DeclarationError, match="closed in the child"):
         child.do(write(given, b"x"))
 
@@ -156,7 +134,7 @@ def test_a_full_table_takes_nothing_and_loses_nothing(child: Nascent, file: int)
             child.give(2)
     resource.prlimit(child.pid, resource.RLIMIT_NOFILE, (99, hard))
     given = child.give(file)
-    assert held(child)[given.number].endswith("/file")
+    assert descriptors(child.pid)[given.number].endswith("/file")
 
 
 def test_the_kernel_writes_into_a_buffer(child: Nascent, file: int) -> None:

@@ -8,12 +8,12 @@ import resource
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from parent_snapshot import unchanged
+from parent_snapshot import descriptors, unchanged
 from step_cases import NOBODY, new_group, refusing
 
 from clonekit import DeclarationError, Nascent, Process, Slot, nascent
@@ -35,28 +35,6 @@ from clonekit.steps import (
 )
 
 MOST_GIVEN = 253
-
-
-@pytest.fixture
-def child() -> Iterator[Nascent]:
-    """A child that waits, and nothing that it leaves."""
-    with unchanged(), nascent() as child:
-        yield child
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Iterator[int]:
-    """A file of ours that holds ten bytes."""
-    (tmp_path / "file").write_bytes(b"0123456789")
-    fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CLOEXEC)
-    yield fd
-    os.close(fd)
-
-
-def held(child: Nascent) -> dict[int, str]:
-    """The child's descriptors, and what they are for."""
-    directory = f"/proc/{child.pid}/fd"
-    return {int(name): os.readlink(f"{directory}/{name}") for name in os.listdir(directory)}
 
 
 def seen(vector: Mapping[int, int]) -> list[str]:
@@ -136,10 +114,10 @@ def test_a_start_that_fails_before_its_vector_leaves_what_was_open(
     child: Nascent, file: int
 ) -> None:
     child.give(file)
-    before = held(child)
+    before = descriptors(child.pid)
     with pytest.raises(FileNotFoundError):
         child.start(["true"], fds={0: file, 1: 1}, cwd="/nonexistent")
-    assert held(child) == before
+    assert descriptors(child.pid) == before
     assert printed(child, ["echo", "done"]) == "done\n"
 
 
