@@ -315,6 +315,11 @@ static int64_t
 reach(const struct ck_traced *traced, uint64_t address, uint8_t *data, uint64_t size, int write)
 {
     struct iovec ours = { data, size }, its = { (void *)address, size };
+    siginfo_t stop;
+
+    /* One that was killed may have its memory for a moment still: it is gone all the same (T4). */
+    if (ptrace_(PTRACE_GETSIGINFO, traced->pid, 0, (uintptr_t)&stop) == -ESRCH)
+        return -ESRCH;
     long moved = ck_syscall(write ? SYS_process_vm_writev : SYS_process_vm_readv, traced->pid,
                             (long)&ours, 1, (long)&its, 1, 0);
     uint64_t done = moved > 0 ? (uint64_t)moved : 0;
