@@ -38,6 +38,7 @@ INCLUDES = """
 #include <linux/close_range.h>
 #include <linux/futex.h>
 #include <linux/filter.h>
+#include <linux/if.h>
 #include <linux/ioprio.h>
 #include <linux/keyctl.h>
 #include <linux/landlock.h>
@@ -49,14 +50,16 @@ INCLUDES = """
 #include <linux/sched.h>
 #include <linux/seccomp.h>
 #include <linux/securebits.h>
+#include <linux/sockios.h>
 #include "newer.h"
 """
 
 # Every integer macro that begins so becomes an attribute of `lib`.
 PREFIXES = """
-_LINUX_CAPABILITY_VERSION_ AF_ AT_ CAP_ CLD_ CLONE_ CLOSE_RANGE_ F_ FD_ FUTEX_ IOPRIO_ KEYCTL_
-KEY_SPEC_ LANDLOCK_ MAP_ MFD_ MPOL_ MSG_ MS_ NS_GET_ O_ PIDFD_ POLL PRIO_ PROT_ PR_ RESOLVE_
-RLIMIT_ SA_ SCHED_ SECBIT_ SECCOMP_ SHUT_ SIG SOCK_ SOL_ SO_ TIOCSCTTY TIOCNOTTY TIOCSPGRP TIOCSTI W
+_LINUX_CAPABILITY_VERSION_ AF_ AT_ CAP_ CLD_ CLONE_ CLOSE_RANGE_ F_ FD_ FSMOUNT_ FSOPEN_ FUTEX_ IFF_UP
+IFNAMSIZ IOPRIO_ KEYCTL_ KEY_SPEC_ LANDLOCK_ MAP_ MFD_ MNT_ MOUNT_ATTR_ MOVE_MOUNT_ MPOL_ MSG_ MS_
+NS_GET_ OPEN_TREE_ O_ PIDFD_ POLL PRIO_ PROT_ PR_ RESOLVE_ RLIMIT_ SA_ SCHED_ SECBIT_ SECCOMP_ SHUT_
+SIG SIOCGIFFLAGS SIOCSIFFLAGS SOCK_ SOL_ SO_ TIOCSCTTY TIOCNOTTY TIOCSPGRP TIOCSTI UMOUNT_ W
 """
 
 # Integer constants that are enumerators, not macros.
@@ -67,12 +70,15 @@ ADDR_NO_RANDOMIZE MMAP_PAGE_ZERO ADDR_COMPAT_LAYOUT READ_IMPLIES_EXEC ADDR_LIMIT
 SHORT_INODE WHOLE_SECONDS STICKY_TIMEOUTS ADDR_LIMIT_3GB UNAME26
 PER_LINUX PER_LINUX32
 PTRACE_TRACEME
+FSCONFIG_SET_FLAG FSCONFIG_SET_STRING FSCONFIG_SET_BINARY FSCONFIG_SET_PATH FSCONFIG_SET_PATH_EMPTY
+FSCONFIG_SET_FD FSCONFIG_CMD_CREATE FSCONFIG_CMD_RECONFIGURE
+MNT_FORCE MNT_DETACH MNT_EXPIRE UMOUNT_NOFOLLOW
 """
 
 # Macros that begin right but are no integers, or not this machine's.
 NOT_INTEGERS = re.compile(
     r"^(F_(U|T)?LOCK|F_TEST|MAP_FAILED|RLIMIT_OFILE|SIGCLD|SIGIOT|SIGPOLL|SIG_(DFL|IGN|ERR|HOLD)|SIGRT(MIN|MAX)|SIGSTKSZ|MINSIGSTKSZ|WCOREFLAG|SECBIT.*_MASK"
-    r"|W[A-Z]+_MASK|SCHED_ATTR_.*|.*_H|SECCOMP_IOCTL_.*|W(CHAR|INT)_.*|WORDSIZE.*)$"
+    r"|W[A-Z]+_MASK|SCHED_ATTR_.*|.*_H|W(CHAR|INT)_.*|WORDSIZE.*)$"
 )
 
 # Calls that are younger than some machines' headers. Since Linux 5.1 a new call has one number
