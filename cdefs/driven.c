@@ -88,7 +88,8 @@ ck_begin(const struct ck_program *program, const int64_t *inputs, struct ck_stam
     raise_guard(driven, program->guard);
     struct ck_frame *frame = driven->frame = ck_frame_in(driven->memory);
     *frame = (struct ck_frame){
-        .trace = trace, .stays = stays, .spins = spins(), .report = { .state = CK_RUNNING },
+        .trace = trace, .stays = stays, .spins = program->asleep ? 0 : spins(),
+        .report = { .state = CK_RUNNING },
     };
     ck_lay_out(frame, ck_room_in(frame), program, inputs, mask);
     if (trace)
@@ -146,6 +147,18 @@ ck_attend(struct ck_driven *driven, int64_t nanoseconds)
     return state;
 }
 
+/* What the child waits for has been written: it runs again, unless it has died meanwhile. */
+static int
+go_on(struct ck_frame *frame, uint32_t state)
+{
+    if (!__atomic_compare_exchange_n(&frame->report.state, &state, CK_RUNNING, 0, __ATOMIC_ACQ_REL,
+                                     __ATOMIC_RELAXED))
+        return -ESRCH;                                                  /* P7 */
+    __atomic_add_fetch(&frame->order, 1, __ATOMIC_RELEASE);
+    ck_syscall(SYS_futex, (long)&frame->order, FUTEX_WAKE_PRIVATE, 1, 0, 0, 0);
+    return 0;
+}
+
 int
 ck_order(struct ck_driven *driven, const struct ck_program *program, const int64_t *inputs,
          uint32_t stays, const struct ck_record *bell)
@@ -159,7 +172,7 @@ ck_order(struct ck_driven *driven, const struct ck_program *program, const int64
         return -EPERM;                                                  /* P9 */
     if (state == CK_GONE)
         return -ESRCH;
-    if (state == CK_RUNNING)
+    if (state == CK_RUNNING || state == CK_ASKS)
         return has_ended(driven) ? -ESRCH : -EBUSY;                     /* P7 */
     room = calloc(1, ck_room_of(program) + 1);
     if (!room)
@@ -176,12 +189,16 @@ ck_order(struct ck_driven *driven, const struct ck_program *program, const int64
     frame->report.record = 0;
     frame->report.result = 0;
     frame->report.ended = CK_GONE;
-    if (!__atomic_compare_exchange_n(&frame->report.state, &state, CK_RUNNING, 0, __ATOMIC_ACQ_REL,
-                                     __ATOMIC_RELAXED))
-        return -ESRCH;                                                  /* P7 */
-    __atomic_add_fetch(&frame->order, 1, __ATOMIC_RELEASE);
-    ck_syscall(SYS_futex, (long)&frame->order, FUTEX_WAKE_PRIVATE, 1, 0, 0, 0);
-    return 0;
+    return go_on(frame, state);
+}
+
+int
+ck_answer(struct ck_driven *driven, int64_t answer)
+{
+    if (state_of(driven) != CK_ASKS)
+        return -ESRCH;
+    driven->frame->answer = answer;
+    return go_on(driven->frame, CK_ASKS);
 }
 
 void

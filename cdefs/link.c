@@ -29,7 +29,7 @@ record_fits(const struct ck_program *program, const struct ck_record *record)
     if (record->kind == CK_MOVE)
         return record->operand_kind[0] == CK_SCRATCH && (record->nr == 4 || record->nr == 8) &&
                record->operand[0] + record->nr <= program->scratch_size;
-    return record->kind == CK_CALL;
+    return record->kind == CK_CALL || record->kind == CK_SET || record->kind == CK_WAIT;
 }
 
 int64_t

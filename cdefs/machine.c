@@ -48,7 +48,7 @@
 #include "run.h"
 
 enum { EXIT_STATUS = 127, FUTEX_WAIT_PRIVATE_ = 128, FUTEX_WAKE_ = 1, ETIMEDOUT_ = 110,
-       PAUSES = 64 };
+       ECANCELED_ = 125, PAUSES = 64, AWAKE = 1 << 22 };
 
 __attribute__((visibility("hidden"), noreturn)) void ck_child(struct ck_frame *frame);
 
@@ -91,11 +91,12 @@ tell(struct ck_frame *frame, uint32_t state)
         call(frame, bell, &result);
 }
 
-/* Wait until there is an order after this one: a short while awake, then asleep. Where a filter
- * refuses to let us sleep, awake. 0 when nobody is left to give one. */
+/* Wait until there is an order or an answer that was not taken yet: a short while awake, then
+ * asleep. Where a filter refuses to let us sleep, awake. 0 when nobody is left to give one. */
 static inline int
-await(struct ck_frame *frame, uint32_t served)
+await(struct ck_frame *frame)
 {
+    const uint32_t served = frame->served;
     volatile int64_t second[2];         /* volatile: made here by code, not read from data (H2) */
     long result = 0;
 
@@ -104,7 +105,7 @@ await(struct ck_frame *frame, uint32_t served)
 
     for (uint32_t n = frame->spins; n; n--) {
         if (__atomic_load_n(&frame->order, __ATOMIC_ACQUIRE) != served)
-            return 1;
+            break;
         if (n % PAUSES)
             ck_pause();
         else
@@ -117,19 +118,40 @@ await(struct ck_frame *frame, uint32_t served)
         if (result > 0)                                            /* H11 */
             return 0;
     }
+    frame->served = served + 1;
     return 1;
+}
+
+static inline void
+ask(struct ck_frame *frame, uint32_t record)
+{
+    frame->asked = record;
+    tell(frame, CK_ASKS);
+}
+
+/* Awake for some 100 ms: between a filter and the answer, a call might be one that the filter
+ * refuses. A parent that is not scheduled for so long needs the processor that we have. */
+static inline long
+answer(struct ck_frame *frame, long awake)
+{
+    for (uint32_t n = awake && frame->spins ? AWAKE : 0; n; n--) {                 /* P5 */
+        if (__atomic_load_n(&frame->order, __ATOMIC_ACQUIRE) != frame->served)
+            break;
+        ck_pause();
+    }
+    return await(frame) ? frame->answer : -ECANCELED_;
 }
 
 void
 ck_child(struct ck_frame *frame)
 {
-    for (uint32_t served = 0;; served++) {
+    for (;;) {
         uint32_t state = run(frame, 0);
         *(volatile uint32_t *)&frame->report.ended = state;
         if (!(frame->stays & 1u << state))
             break;
         tell(frame, state);
-        if (!await(frame, served))
+        if (!await(frame))
             break;
     }
     ck_syscall(__NR_exit_group, EXIT_STATUS, 0, 0, 0, 0, 0);       /* H9 */

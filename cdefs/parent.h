@@ -20,14 +20,17 @@ void ck_spawn(const struct ck_program *program, const int64_t *inputs, struct ck
 int ck_begin(const struct ck_program *program, const int64_t *inputs, struct ck_stamp *trace,
              uint32_t stays, struct ck_driven *driven, struct ck_outcome *outcome);
 
-/* Wait until it has carried out its order, or is gone; or a signal or some 50 ms have come: its
- * enum ck_state. */
+/* Wait until it has carried out its order, asks, or is gone; or a signal or some 50 ms have come:
+ * its enum ck_state. */
 uint32_t ck_attend(struct ck_driven *driven, int64_t nanoseconds);
 
 /* Give a child that waits another order: 0, -ENOMEM, -EBUSY while it is at one, -EPERM if we have
  * changed our ids since, or -ESRCH if it has died. */
 int ck_order(struct ck_driven *driven, const struct ck_program *program, const int64_t *inputs,
              uint32_t stays, const struct ck_record *bell);
+
+/* Answer a child that asks, by 0 or -errno: 0, or -ESRCH if it has died. */
+int ck_answer(struct ck_driven *driven, int64_t answer);
 
 /* How the order of a child that waits again has ended. */
 void ck_report(const struct ck_driven *driven, struct ck_outcome *outcome);

@@ -8,6 +8,9 @@
 enum ck_kind {
     CK_CALL = 1,                /* make a system call */
     CK_MOVE = 2,                /* move a value between a register and scratch */
+    CK_SET = 3,                 /* say in the cell that the parent is asked to do something */
+    CK_WAIT = 4,                /* wait until it has answered; its answer is the result.
+                                 * Operand 0, where it is not 0: awake, without a call */
 };
 
 /* What an operand's 64 bits mean. */
@@ -43,7 +46,7 @@ struct ck_record {
 
 /* Where a child is. The kernel itself writes CK_GONE, when an exec or the child's end takes our
  * memory from it: the cell is what clone3 calls child_tid, to be cleared. */
-enum ck_state { CK_GONE = 0, CK_RUNNING = 1, CK_DONE = 2, CK_FAILED = 3 };
+enum ck_state { CK_GONE = 0, CK_RUNNING = 1, CK_DONE = 2, CK_FAILED = 3, CK_ASKS = 4 };
 
 /* After which states a child waits for another order. Otherwise it ends. */
 enum ck_stays { CK_ENDS = 0, CK_STAYS_DONE = 4, CK_STAYS = 12 };
@@ -78,7 +81,10 @@ struct ck_frame {
     uint32_t count;
     uint32_t stays;             /* enum ck_stays */
     uint32_t spins;             /* how often it looks for the next order before it sleeps */
-    uint32_t order;             /* how many orders came after the first; the parent counts it up */
+    uint32_t order;             /* how many orders and answers have come; the parent counts it up */
+    uint32_t served;            /* how many of these it has taken */
+    uint32_t asked;             /* the record by which it asks */
+    int64_t answer;             /* 0 or -errno */
     struct ck_report report;
 };
 
@@ -122,6 +128,7 @@ struct ck_program {
     int32_t mask_at;            /* scratch offset for the caller's signal mask, or -1 */
     int32_t dispositions_at;    /* scratch offset for 64 kernel sigactions, or -1 */
     uint32_t without_clone3;
+    uint32_t asleep;            /* it changes its scheduling: it waits asleep, never awake */
     uint32_t guard;
 };
 

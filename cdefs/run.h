@@ -4,11 +4,14 @@
  *   make_call   make the call and give its result; nonzero if it is still under way, and `run` is
  *               to be entered again, at the same record, when there is more to see
  *   load, store move a value of 4 or 8 bytes from or to an address of the child
+ *   ask, answer tell the parent that it is asked, and wait for what it answers
  */
 static inline int make_call(struct ck_frame *frame, const struct ck_record *record,
                             const long *operands, long *result);
 static inline long load(struct ck_frame *frame, unsigned long address, unsigned width);
 static inline void store(struct ck_frame *frame, unsigned long address, unsigned width, long value);
+static inline void ask(struct ck_frame *frame, uint32_t record);
+static inline long answer(struct ck_frame *frame, long awake);
 
 enum { EINTR_ = 4, LAST_ERRNO = 4095 };
 
@@ -83,6 +86,11 @@ run(struct ck_frame *frame, uint32_t first)
             *(volatile uint64_t *)&stamp->before = ck_cycles();
         if (record->kind == CK_MOVE)
             result = move(frame, record);
+        else if (record->kind == CK_SET) {
+            ask(frame, i);
+            result = 0;
+        } else if (record->kind == CK_WAIT)
+            result = answer(frame, operand(frame, record, 0));
         else if (call(frame, record, &result))
             return CK_RUNNING;
         if (stamp) {

@@ -272,6 +272,22 @@ load(struct ck_frame *frame, unsigned long address, unsigned width)
     return width == 4 ? (int32_t)value : value;
 }
 
+/* A child that is stopped is not asked for anything: its parent acts between two orders. */
+static inline void
+ask(struct ck_frame *frame, uint32_t record)
+{
+    (void)frame;
+    (void)record;
+}
+
+static inline long
+answer(struct ck_frame *frame, long awake)
+{
+    (void)frame;
+    (void)awake;
+    return -ENOSYS;
+}
+
 static inline void
 store(struct ck_frame *frame, unsigned long address, unsigned width, long value)
 {

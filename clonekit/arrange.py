@@ -11,8 +11,16 @@ import os
 from clonekit.completion import CHANNEL, OWN_TABLE, PLACE
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import lib
-from clonekit.manners import GUARDED_CALLS, JOINS, ORDERED, Manner, refuse_record, refuse_step
-from clonekit.records import Call, ChildFd, Clone, Fd, Move, Slot
+from clonekit.manners import (
+    GUARDED_CALLS,
+    JOINS,
+    ORDERED,
+    Manner,
+    refuse_ask,
+    refuse_record,
+    refuse_step,
+)
+from clonekit.records import Ask, Call, ChildFd, Clone, Fd, Move, Slot, Wait
 from clonekit.steps.descriptors import INHERIT, own_table, targets_of
 from clonekit.steps.opening import receive_descriptors
 from clonekit.untraceable import (
@@ -120,6 +128,10 @@ class Arranged:
             if type(record) is Clone:
                 self._note_clone(record)
                 continue
+            if type(record) is Ask:
+                refuse_ask(step, self.manner)
+                made += record.spread()
+                continue
             refuse_record(record, step, self.manner)
             made.append(record)
         return made
@@ -139,23 +151,17 @@ class Arranged:
 
     def _note(self, record: Record, step: int) -> None:
         """Remember what a record reads and makes."""
-        if type(record) is Call:
-            values = record.operands
-        elif record.to is None:  # type: ignore[union-attr]
-            values = (record.value,)  # type: ignore[union-attr]
-        else:
-            values = ()
-        for value in values:
+        for value in read_by(record):
             kind = type(value)
             if kind is int or kind is bytes:
                 continue
             if kind is Fd:
                 self._fds.append((step, value))  # type: ignore[arg-type]
-                self._read(value.of)  # type: ignore[union-attr]
+                self._read(value.of)  # type: ignore[attr-defined]
             elif isinstance(value, Slot):
                 self._plain.append((step, value))
                 self._read(value)
-        result = record.to  # type: ignore[union-attr]
+        result = getattr(record, "to", None)
         if result is not None:
             if result in self.inputs:
                 msg = f"{result} is used before the step that makes it; put that step first"
@@ -302,6 +308,15 @@ def reserved_from(limit: int | None = None) -> int:
 def cgroup_slot(fd: Fd) -> Slot:
     """The input that carries the cgroup's descriptor to the clone."""
     return fd.of if isinstance(fd.of, Slot) else Slot(f"{CGROUP}{fd.of}")
+
+
+def read_by(record: Record) -> Sequence[object]:
+    """What a record reads."""
+    if type(record) is Call:
+        return record.operands
+    if type(record) is Wait:
+        return record.ask.slots
+    return (record.value,) if type(record) is Move and record.to is None else ()
 
 
 def descriptors_of(record: Record) -> list[Fd]:

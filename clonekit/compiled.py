@@ -91,6 +91,7 @@ class Setup:
         program.mask_at = assembler.placed(CALLER_MASK)
         program.dispositions_at = assembler.placed(CLEARED_DISPOSITIONS)
         program.guard = arranged.guard
+        program.asleep = any(step.phase == "scheduling" for step in self.steps)
 
     def _hold(self, memory: Any) -> Any:
         """Keep memory that the struct points at."""
@@ -205,7 +206,8 @@ class Compiled:
         """The program, one entry a system call in order: phase, step, syscall, args, text.
 
         `args` are the call's arguments: numbers, strings, lists of strings, `"$name"` for a
-        register and `"&..."` for other memory. See `clonekit.explain`.
+        register and `"&..."` for other memory. What the parent does is an entry without `syscall`,
+        whose `parent` says what. See `clonekit.explain`.
         """
         from clonekit.explain import entries
 

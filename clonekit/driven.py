@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import time
 
@@ -12,13 +13,46 @@ from clonekit.vforked import Trace, traced
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from clonekit.compiled import Compiled
+    from clonekit.records import Slot
 
-GONE, RUNNING = lib.CK_GONE, lib.CK_RUNNING
+GONE, RUNNING, ASKS = lib.CK_GONE, lib.CK_RUNNING, lib.CK_ASKS
+#: How long we sleep, in seconds, until we look again for a value that the child is about to make.
+SOON = 0.0001
 #: What children read that we were not allowed to end.
 _left: list[object] = []
+
+
+class Asked:
+    """A child that asks for something, and waits: what its parent knows of it.
+
+    Attributes:
+        pid: its number, here.
+        pidfd: a pidfd, which is not to be closed.
+    """
+
+    __slots__ = ("_driven", "_registers", "pid", "pidfd")
+
+    def __init__(self, driven: Driven, program: Compiled) -> None:
+        self._driven = driven
+        self._registers = program.setup.assembler.registers
+        self.pid: int = driven.struct.pid
+        self.pidfd: int = driven.struct.pidfd
+
+    def value(self, slot: Slot) -> int:
+        """What a slot of the child's holds; one that it is about to make is waited for.
+
+        Raises: ProcessLookupError if the child dies meanwhile.
+        """
+        registers, number = self._driven.struct.frame.registers, self._registers[slot]
+        while registers[number] == -1:
+            if lib.ck_attend(self._driven.struct, 0) != ASKS:
+                raise ProcessLookupError(errno.ESRCH, f"child {self.pid} has died")
+            time.sleep(SOON)
+        return int(registers[number])
 
 
 class Driven:
@@ -27,15 +61,18 @@ class Driven:
     Attributes:
         struct, outcome: struct ck_driven and the ck_outcome of the last order.
         stops: whether it stops at its exec.
+        refusal: why we could not do what it has asked for last.
     """
 
-    __slots__ = ("_held", "outcome", "stops", "struct")
+    __slots__ = ("_held", "_undo", "outcome", "refusal", "stops", "struct")
 
     def __init__(self) -> None:
         self.struct = ffi.gc(ffi.new("struct ck_driven *", {"channel": -1}), lib.ck_abandon)
         self.outcome = ffi.new("struct ck_outcome *", {"pidfd": -1})
         self.stops = False
+        self.refusal: OSError | None = None
         self._held: tuple[Any, ...] = ()  # what the child reads
+        self._undo: list[Callable[[], object]] = []  # what we have done for it, to be undone
 
     def begin(
         self, program: Compiled, values: list[int], stays: int, stamps: Any = ffi.NULL
@@ -63,15 +100,42 @@ class Driven:
     def attend(self, until: float) -> int:
         """Wait for the end of the order, until this time: CK_RUNNING if it has not come.
 
-        Python's handlers of signals run meanwhile.
+        What the child asks for is done meanwhile, and Python's handlers of signals run.
         """
         while True:
             left = until - time.monotonic()
             state: int = lib.ck_attend(self.struct, int(max(min(left * 1e9, SLICE), 0)))
+            if state == ASKS:
+                self._act()
+                continue
             if self.stops and state == RUNNING:
                 lib.ck_pass_stop(self.struct)
             if state != RUNNING or left <= 0:
                 return state
+
+    def _act(self) -> None:
+        """Do what the child asks for."""
+        program = self._held[0]
+        ask = program.setup.assembler.asks[self.struct.frame.asked]
+        answer, self.refusal = 0, None
+        try:
+            undo = ask.act(Asked(self, program))
+        except OSError as error:
+            answer, self.refusal = -(error.errno or errno.EIO), error
+        else:
+            if undo is not None:
+                self._undo.append(undo)
+        lib.ck_answer(self.struct, answer)
+
+    def keep(self) -> None:
+        """What was done for the child stays: it has begun its program."""
+        self._undo.clear()
+
+    def _undo_all(self) -> None:
+        """Undo what was done for the child, the last first."""
+        while self._undo:
+            with contextlib.suppress(OSError):
+                self._undo.pop()()
 
     def report(self) -> Any:
         """How the order of a child that waits again has ended."""
@@ -92,6 +156,8 @@ class Driven:
             msg = f"child {self.struct.pid} has other ids by now, and we may not kill it (CAP_KILL)"
             raise OSError(-result, msg)
         self._held = ()
+        if self.outcome.stage != lib.CK_SPAWNED:
+            self._undo_all()
         return self.outcome
 
     def discard(self, handle: Any) -> None:
@@ -101,6 +167,7 @@ class Driven:
             handle.adopt(self.outcome)
         if handle is not None:
             handle.__exit__(None, None, None)
+        self._undo_all()
 
 
 def handle_of(program: Any) -> Any:
@@ -144,7 +211,10 @@ def run(
     if outcome.stage != lib.CK_SPAWNED:
         from clonekit.failure import failure, late
 
-        raise late(program, outcome, deadline) if state == RUNNING else failure(program, outcome)
+        if state == RUNNING:
+            raise late(program, outcome, deadline)
+        raise failure(program, outcome, driven.refusal)
+    driven.keep()
     if trace is None:
         return handle, None
     outcome.clone_after = lib.ck_read_cycles(ffi.new("uint64_t *"))

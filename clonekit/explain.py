@@ -18,7 +18,9 @@ from clonekit.records import (
     RECORD,
     REGISTER,
     SCRATCH,
+    SET,
     TRY,
+    WAIT,
 )
 
 TYPE_CHECKING = False
@@ -256,6 +258,11 @@ def one(program: Compiled, number: int, reader: Reader | None = None) -> dict[st
             else f"{reader.slot(result)} = {place}"
         )
         return {**entry, "text": text}
+    if record_kind in (SET, WAIT):
+        asked = program.setup.assembler.asks[number].text
+        if record_kind == WAIT:
+            return {**entry, "text": f"wait for the parent: {asked}"}
+        return {**entry, "parent": asked, "text": f"ask the parent: {asked}"}
     syscall = name_of(nr)
     words = reader.words(syscall, kinds, values)
     arguments = [
@@ -281,8 +288,8 @@ def rows(program: Compiled) -> list[dict[str, Any]]:
 
 
 def entries(program: Compiled) -> list[dict[str, Any]]:
-    """Every system call in order."""
-    return [row for row in rows(program) if "syscall" in row]
+    """Every system call in order, and what the parent is asked for."""
+    return [row for row in rows(program) if "syscall" in row or "parent" in row]
 
 
 def clone_text(program: Compiled) -> str:

@@ -56,8 +56,8 @@ CAPABILITY = {
 }
 
 
-def failure(program: Compiled, outcome: Any) -> Exception:
-    """The error for an outcome that is not success."""
+def failure(program: Compiled, outcome: Any, cause: OSError | None = None) -> Exception:
+    """The error for an outcome that is not success; `cause` is what the parent has failed with."""
     if outcome.stage == lib.CK_NOT_OPEN:
         return DeclarationError(
             f"descriptor {outcome.record} is not open here; leave it out, or open it first"
@@ -79,6 +79,10 @@ def failure(program: Compiled, outcome: Any) -> Exception:
     result = outcome.result
     number = -result if result < 0 else errno.EIO
     message = None if result < 0 else f"the call returned {result}, which is not what was expected"
+    if cause is not None and "syscall" not in entry:
+        error = spawn_error(number, cause.strerror or str(cause), **details)
+        error.__cause__ = cause
+        return error
     hint = hint_for(number, entry, program)
     return spawn_error(number, message, **details, hint=hint)
 

@@ -129,6 +129,16 @@ def refuse_step(step: Step, manner: Manner) -> None:
         raise DeclarationError(msg)
 
 
+def refuse_ask(step: Step, manner: Manner) -> None:
+    """A question to a parent that sleeps, or that acts between two orders."""
+    if manner.holds:
+        msg = f"{step}: its parent sleeps and cannot be asked; define the step with asks=True"
+        raise DeclarationError(msg)
+    if not manner.shares:
+        msg = f"{step}: the child is made already; do what it asks for between two orders"
+        raise DeclarationError(msg)
+
+
 def refuse_record(record: Record, step: Step, manner: Manner) -> None:
     """A call that would reach what is not the child's own."""
     if type(record) is not Call:

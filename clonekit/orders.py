@@ -83,9 +83,7 @@ class Order(Compiled):
         self.setup.suspension = suspended
         self.given = tuple(arranged.given)
         self.values = [self._value(slot, reserved, child) for slot in self.setup.inputs]
-        calls = [
-            record for made in arranged.lists for record in made if isinstance(record, Call)
-        ]
+        calls = [record for made in arranged.lists for record in made if isinstance(record, Call)]
         self.schedules = any(name_of_call(call) in SCHEDULING for call in calls)
         self.repeatable = not (arranged.guard or suspended or any(map(filters, calls)))
 

@@ -15,9 +15,9 @@ from clonekit.driven import run as run_driven
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import lib
 from clonekit.manners import DRIVEN, VFORKED, deadline_of
-from clonekit.records import Fd
+from clonekit.records import Ask, Fd
 from clonekit.steps.execute import execute, packed
-from clonekit.steps.step import WRONG_TYPES
+from clonekit.steps.step import WRONG_TYPES, Step
 from clonekit.vforked import run as run_vforked
 
 TYPE_CHECKING = False
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from clonekit.process import Process
     from clonekit.steps.execute import Text
-    from clonekit.steps.step import Step
     from clonekit.vforked import Trace
 
 
@@ -54,7 +53,8 @@ class Program(Compiled):
         has_clone3 = bool(lib.ck_has_clone3())
         steps = list(steps)
         suspended = suspension(steps)
-        manner = VFORKED if deadline is None and suspended is None else DRIVEN
+        holds = deadline is None and suspended is None and not any(map(asks, steps))
+        manner = VFORKED if holds else DRIVEN
         steps = completed(steps, manner, has_clone3=has_clone3)
         arranged = Arranged(steps, manner)
         self.argv: tuple[Any, ...] = tuple(steps[-1].arguments[0])
@@ -138,6 +138,15 @@ class Program(Compiled):
             if slot.name.startswith(CGROUP):
                 values[slot.name] = int(slot.name.removeprefix(CGROUP))
         return [values.get(slot.name, -1) for slot in setup.inputs]
+
+
+def asks(step: object) -> bool:
+    """Whether a step asks its parent for something."""
+    return (
+        isinstance(step, Step)
+        and step.kind.asks
+        and any(type(record) is Ask for record in step.records())
+    )
 
 
 def check_open(name: str, fd: int) -> None:

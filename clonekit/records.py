@@ -9,6 +9,8 @@ A step yields `Call`s (and, rarely, moves between registers and scratch). An ope
   move may write;
 - `Slot`: a register: what an earlier call returned, or what the caller gives at each spawn;
 - `Fd`: a descriptor, given as the parent's number, as a slot or as a `ChildFd`.
+
+What the parent is to do meanwhile is an `Ask`: the child says so, and waits.
 """
 
 from __future__ import annotations
@@ -22,12 +24,28 @@ from clonekit.linux.abi import NUMBERS, lib
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from typing import Any, TypeAlias
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from typing import Any, Protocol, TypeAlias
 
     Operand: TypeAlias = "int | bytes | Data | Scratch | Place | Slot | Fd"
-    Record: TypeAlias = "Call | Move | Clone"
+    Record: TypeAlias = "Call | Move | Clone | Ask | Set | Wait"
     Records: TypeAlias = Iterator[Record]
+
+    class Asking(Protocol):
+        """The child that asks, as its parent sees it."""
+
+        @property
+        def pid(self) -> int:
+            """Its number, here."""
+
+        @property
+        def pidfd(self) -> int:
+            """A pidfd, which is not to be closed."""
+
+        def value(self, slot: Slot) -> int:
+            """What one of the slots holds that the question names."""
+
+    Act: TypeAlias = Callable[[Asking], Callable[[], object] | None]
 
 WORD = (1 << 64) - 1
 MOST_FDS = 1 << 31
@@ -40,7 +58,8 @@ POINTERS = struct.Struct("<II")
 
 IMMEDIATE, IMAGE, SCRATCH, REGISTER = 0, 1, 2, 3
 EXACT, RETRY, TRY, EXEC = lib.CK_EXACT, lib.CK_RETRY, lib.CK_TRY, lib.CK_EXEC
-CALL, MOVE, NOWHERE = lib.CK_CALL, lib.CK_MOVE, lib.CK_NOWHERE
+CALL, MOVE, SET, WAIT = lib.CK_CALL, lib.CK_MOVE, lib.CK_SET, lib.CK_WAIT
+NOWHERE = lib.CK_NOWHERE
 MOST_REGISTERS = NOWHERE
 
 
@@ -296,11 +315,55 @@ class Clone:
         self.exit_signal = exit_signal
 
 
+class Ask:
+    """Not a call of the child's: what its parent does for it, at this point of the order.
+
+    `act(child)` is called in the thread that spawns, while the child waits. What it returns, if not
+    None, undoes it: called without arguments if the spawn fails later. An OSError that it raises is
+    the failure of the step; what else it raises ends the child and passes through.
+
+    `text` says what is done. `slots` are those whose values it asks for. `meanwhile` is a call that
+    the child makes between its question and its waiting, which is then awake, without a call: a
+    filter may forbid all others.
+    """
+
+    __slots__ = ("act", "meanwhile", "slots", "text")
+
+    def __init__(self, text: str, act: Act, *slots: Slot, meanwhile: Call | None = None) -> None:
+        self.text = text
+        self.act = act
+        self.slots = slots
+        self.meanwhile = meanwhile
+
+    def spread(self) -> list[Record]:
+        """The records that it stands for."""
+        between = [self.meanwhile] if self.meanwhile else []
+        return [Set(self), *between, Wait(self)]
+
+
+class Set:
+    """The child says that its parent is asked."""
+
+    __slots__ = ("ask",)
+
+    def __init__(self, ask: Ask) -> None:
+        self.ask = ask
+
+
+class Wait:
+    """The child waits for the answer."""
+
+    __slots__ = ("ask",)
+
+    def __init__(self, ask: Ask) -> None:
+        self.ask = ask
+
+
 class Assembler:
     """Turns records into bytes: the records, the image, the template of scratch."""
 
     __slots__ = (
-        "_addresses", "_places", "defined", "image", "pointers", "records",
+        "_addresses", "_places", "asks", "defined", "image", "pointers", "records",
         "registers", "relocations", "scratch",
     )  # fmt: skip
 
@@ -310,6 +373,7 @@ class Assembler:
         self.scratch = bytearray()
         self.pointers: list[tuple[int, int]] = []
         self.relocations: list[tuple[int, int]] = []
+        self.asks: dict[int, Ask] = {}
         self.registers: dict[Slot, int] = {slot: n for n, slot in enumerate(inputs)}
         self.defined = set(self.registers)
         self._addresses: dict[bytes | Data | Vector, int] = {}
@@ -325,6 +389,7 @@ class Assembler:
         other.relocations = self.relocations
         other.registers = self.registers
         other.defined = self.defined
+        other.asks = self.asks
         other._places = self._places  # noqa: SLF001 - our own
         other._addresses = {}  # noqa: SLF001 - our own
         return other
@@ -426,19 +491,29 @@ class Assembler:
             raise DeclarationError(msg)
         return IMMEDIATE, within_word(value)
 
-    def emit(self, record: Call | Move, step: int) -> None:
+    def _emit_ask(self, record: Set | Wait, step: int) -> None:
+        """A question, or the wait for its answer; which one it is, is remembered by number."""
+        self.asks[len(self.records) // RECORD.size] = record.ask
+        head = (SET if type(record) is Set else WAIT) | step << 16
+        awake = int(record.ask.meanwhile is not None)
+        self.records += WORDS.pack(head, NOWHERE, 0, awake, 0, 0, 0, 0, 0, 0)
+
+    def emit(self, record: Call | Move | Set | Wait, step: int) -> None:
         """Append one record that belongs to this step."""
         kinds = 0
         values = [0, 0, 0, 0, 0, 0]
-        if type(record) is Call:
+        if isinstance(record, Set | Wait):
+            self._emit_ask(record, step)
+            return
+        if isinstance(record, Call):
             operands: Sequence[object] = record.operands
             name = record.name
             head = CALL | record.flags << 8 | (NUMBERS[name] if type(name) is str else name) << 32  # type: ignore[operator]
             tolerated = int.from_bytes(bytes(record.tolerate), "little") if record.tolerate else 0
             expected = record.expect or 0
         else:
-            operands = (record.place,) if record.to is not None else (record.place, record.value)  # type: ignore[union-attr]
-            head = MOVE | record.width << 32  # type: ignore[union-attr]
+            operands = (record.place,) if record.to is not None else (record.place, record.value)
+            head = MOVE | record.width << 32
             tolerated = expected = 0
         for n, value in enumerate(operands):
             if type(value) is int:

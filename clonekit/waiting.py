@@ -250,7 +250,7 @@ class Nascent(Child):
         if state == GONE:
             outcome = self._end(dead=False)
             if outcome.stage != lib.CK_SPAWNED:
-                error = failure(order, outcome)
+                error = failure(order, outcome, self._driven.refusal)
                 self.state = f"it has ended: {error}"
                 if outcome.stage == lib.CK_RECORD_FAILED and isinstance(error, SpawnError):
                     error.hint = "; ".join(filter(None, [error.hint, NOT_REPEATED]))
@@ -262,11 +262,12 @@ class Nascent(Child):
             except BaseException:
                 self._handle.__exit__(None, None, None)
                 raise
+            self._driven.keep()
             process, self._handle = self._handle, None
             return process  # type: ignore[no-any-return]
         outcome = self._driven.report()
         if outcome.stage == lib.CK_REFUSED:
-            error = failure(order, outcome)
+            error = failure(order, outcome, self._driven.refusal)
             if isinstance(order, Order):
                 self._repair(order, int(outcome.record))
             raise error
@@ -341,9 +342,7 @@ class Nascent(Child):
         assert process is not None  # noqa: S101 - an exec succeeds, or is a failure
         return process
 
-    def starting(
-        self, argv: Sequence[Text] | Sequence[Step], declaration: dict[str, Any]
-    ) -> Order:
+    def starting(self, argv: Sequence[Text] | Sequence[Step], declaration: dict[str, Any]) -> Order:
         """The order that begins the program."""
         self.check()
         if isinstance(argv, list | tuple) and any(isinstance(part, Step) for part in argv):

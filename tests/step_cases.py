@@ -258,6 +258,7 @@ NEEDS: dict[str, Callable[[], str]] = {
     "uts": unsharing("uts"),
     "mount": unsharing("ns"),
     "time": unsharing("time"),
+    "rtprio": lambda: apart(lambda: os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))),
     "chroot": lambda: apart(
         lambda: (call("unshare", lib.CLONE_NEWUSER) if os.geteuid() else 0, os.chroot("/"))
     ),

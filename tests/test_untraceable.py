@@ -205,6 +205,7 @@ def hammer(
                 # An attacker that stops the program again and again need not be waited for.
                 with contextlib.suppress(FileNotFoundError), program.spawn():
                     pass
+                assert victim.page[:8] == victim.word, f"written beside {program!r}"
     finally:
         stop.set()
         for thread in threads:

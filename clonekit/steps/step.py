@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     P = ParamSpec("P")
 
 
-
 def overload(function: Callable[P, Any]) -> Callable[P, Any]:
     """`typing.overload` at run time, without the time that importing typing takes."""
     return function
@@ -65,7 +64,8 @@ class Kind:
     """One step of the library: its phase, its field in a declaration, its function."""
 
     __slots__ = (
-        "__dict__", "each", "field", "function", "lasting", "name", "option", "phase", "raw",
+        "__dict__", "asks", "each", "field", "function", "lasting", "name", "option", "phase",
+        "raw",
     )  # fmt: skip
 
     def __init__(
@@ -76,9 +76,11 @@ class Kind:
         each: Callable[[Any], Iterable[tuple[Any, ...]]] | None,
         option: Option | None,
         *,
+        asks: bool,
         lasting: bool,
         raw: bool,
     ) -> None:
+        self.asks = asks
         self.lasting = lasting
         self.raw = raw
         self.function = function
@@ -183,6 +185,7 @@ def step(
     field: str | None = None,
     each: Callable[[Any], Iterable[tuple[Any, ...]]] | None = None,
     option: Option | None = None,
+    asks: bool = False,
     lasting: bool = False,
     raw: bool = False,
 ) -> Callable[[Callable[P, Records]], Callable[P, Step]]:
@@ -191,13 +194,14 @@ def step(
     `field` is its name in a declaration; `each` turns that field's value into the arguments of
     one or more steps (by default the value is the one argument, and True means "no argument").
     `lasting` promises that the records depend on the arguments alone, never on our own ids, files
-    or descriptors: what they compile to may then serve again. `raw` says that the caller chooses
-    the call itself, which is then checked against what a child must not do.
+    or descriptors: what they compile to may then serve again. `asks` says that the parent may be
+    asked for something. `raw` says that the caller chooses the call itself, which is then checked
+    against what a child must not do.
     """
 
     def register(function: Callable[P, Records]) -> Callable[P, Step]:
         kind = KINDS[function.__name__] = Kind(
-            function, phase, field, each, option, lasting=lasting, raw=raw
+            function, phase, field, each, option, asks=asks, lasting=lasting, raw=raw
         )
         return kind
 
