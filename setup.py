@@ -16,6 +16,12 @@ CHILD_FLAGS = [
     "-fvisibility=hidden", "-U_FORTIFY_SOURCE", "-Wall", "-Wextra",
 ]  # fmt: skip
 CHILD_OBJECT = Path("build/child/machine.o")
+#: The first stage is a program by itself, which cdefs/carried.c takes in.
+STAGE = Path("build/child/stage")
+STAGE_FLAGS = [
+    "-fno-pie", "-no-pie", "-static", "-nostdlib", "-nostartfiles", "-Wl,--build-id=none",
+    "-Wl,-z,noexecstack", "-Wl,-z,norelro", "-s",
+]  # fmt: skip
 
 
 class build_child(build_ext):  # noqa: N801 - setuptools' own style for commands
@@ -36,6 +42,8 @@ class build_child(build_ext):  # noqa: N801 - setuptools' own style for commands
                 str(CHILD_OBJECT),
             ]
         )
+        stage_flags = [flag for flag in CHILD_FLAGS if flag != "-fPIC"] + STAGE_FLAGS
+        self.spawn([*compiler[:1], *stage_flags, "-Icdefs", "cdefs/stage.c", "-o", str(STAGE)])
         ext.extra_objects = [str(CHILD_OBJECT)]
         super().build_extension(ext)
 

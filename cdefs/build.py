@@ -140,7 +140,7 @@ def system_calls(names: list[str]) -> str:
 
 
 #: The parent's side, file by file.
-SOURCES = ("parent", "guard", "driven", "traced", "link", "calls")
+SOURCES = ("parent", "guard", "driven", "traced", "link", "calls", "carried")
 NAMES = macros()
 CONSTANTS = sorted(
     {

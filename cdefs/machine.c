@@ -46,6 +46,7 @@
 #include "arch.h"
 #include "record.h"
 #include "run.h"
+#include "own.h"
 
 enum { EXIT_STATUS = 127, FUTEX_WAIT_PRIVATE_ = 128, FUTEX_WAKE_ = 1, ETIMEDOUT_ = 110,
        ECANCELED_ = 125, PAUSES = 64, AWAKE = 1 << 22 };
@@ -59,23 +60,6 @@ make_call(struct ck_frame *frame, const struct ck_record *record, const long *op
     *result = ck_syscall(record->nr, operands[0], operands[1], operands[2], operands[3],
                          operands[4], operands[5]);
     return 0;
-}
-
-static inline long
-load(struct ck_frame *frame, unsigned long address, unsigned width)
-{
-    (void)frame;
-    return width == 4 ? *(volatile int32_t *)address : *(volatile int64_t *)address;
-}
-
-static inline void
-store(struct ck_frame *frame, unsigned long address, unsigned width, long value)
-{
-    (void)frame;
-    if (width == 4)
-        *(volatile int32_t *)address = (int32_t)value;
-    else
-        *(volatile int64_t *)address = value;
 }
 
 /* Say how the order ended: in the cell, to whoever sleeps on it, and by the bell if there is one. */

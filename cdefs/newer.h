@@ -24,6 +24,12 @@
 #define PR_SET_MDWE 65                          /* Linux 6.3 */
 #define PR_GET_MDWE 66
 #endif
+#ifndef PR_MDWE_REFUSE_EXEC_GAIN
+#define PR_MDWE_REFUSE_EXEC_GAIN (1UL << 0)
+#endif
+#ifndef PR_MDWE_NO_INHERIT
+#define PR_MDWE_NO_INHERIT (1UL << 1)           /* Linux 6.6 */
+#endif
 #ifndef PR_SET_MEMORY_MERGE
 #define PR_SET_MEMORY_MERGE 67                  /* Linux 6.4 */
 #define PR_GET_MEMORY_MERGE 68

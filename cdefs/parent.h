@@ -79,6 +79,9 @@ uint64_t ck_read_cycles(uint64_t *nanoseconds);
 /* clone3 without shared memory, returning twice, with Python's at-fork hooks. */
 int64_t ck_fork_like(uint64_t flags, uint64_t exit_signal, int cgroup, int32_t *pidfd);
 
+/* The first stage, as a file that can be run. */
+const char *ck_stage_image(uint64_t *size);
+
 /* "name=number " for each system call that the headers of the build machine know. */
 const char *ck_syscall_table(void);
 

@@ -88,6 +88,9 @@ struct ck_frame {
     struct ck_report report;
 };
 
+/* Where the first stage finds its frame, and behind it all that the frame points at. */
+enum { CK_PLAN_AT = 0x10000000 };
+
 /* A place in scratch that holds an offset into `target` and wants its address. */
 struct ck_relocation {
     uint32_t offset;

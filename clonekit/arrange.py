@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 
-from clonekit.completion import CHANNEL, OWN_TABLE, PLACE
+from clonekit.bridge import bridge
+from clonekit.completion import CHANNEL, LOAD, OWN_TABLE, PLACE
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import lib
 from clonekit.manners import (
@@ -16,11 +17,23 @@ from clonekit.manners import (
     JOINS,
     ORDERED,
     Manner,
+    refuse_apart,
     refuse_ask,
     refuse_record,
     refuse_step,
 )
-from clonekit.records import Ask, Call, ChildFd, Clone, Fd, Move, Slot, Wait
+from clonekit.records import (
+    Ask,
+    Call,
+    ChildFd,
+    Clone,
+    Fd,
+    OwnMemory,
+    Slot,
+    descriptors_of,
+    read_by,
+    redirected,
+)
 from clonekit.steps.descriptors import INHERIT, own_table, targets_of
 from clonekit.steps.opening import receive_descriptors
 from clonekit.untraceable import (
@@ -61,6 +74,9 @@ class Arranged:
         given: of these, for a child that exists already, the slot in which it gets its own.
         moved: the numbers that the vector gives to descriptors that later steps or orders use.
         vector: which step is the vector, or -1.
+        stage: which step loads the first stage, or -1.
+        carried: the slots that it gets the values of, in the order of its registers.
+        fds: which step reads a descriptor, and which.
         fd_slots: the inputs that are descriptors.
         above: the first number that nothing uses, or the slot that will hold it.
         inputs: the slots that no record makes.
@@ -70,8 +86,8 @@ class Arranged:
     """
 
     __slots__ = (
-        "_fds", "_makers", "_plain", "above", "clone", "fd_slots", "given", "guard", "inputs",
-        "kept", "lists", "manner", "moved", "numbers", "vector",
+        "_makers", "_plain", "above", "carried", "clone", "fd_slots", "fds", "given", "guard",
+        "inputs", "kept", "lists", "manner", "moved", "numbers", "stage", "vector",
     )  # fmt: skip
 
     def __init__(
@@ -91,9 +107,12 @@ class Arranged:
         self.given: dict[int, Slot] = {}
         self.moved: dict[Fd, int] = {}
         self._makers: dict[Slot, int] = {}  # which step makes a slot
-        self._fds: list[tuple[int, Fd]] = []  # which step reads a descriptor
+        self.fds: list[tuple[int, Fd]] = []
+        self.carried: tuple[Slot, ...] = ()
         self._plain: list[tuple[int, Slot]] = []  # which step reads a slot that is no Fd
-        self.vector = next((n for n, step in enumerate(steps) if step.kind is PLACE), -1)
+        kinds = [step.kind for step in steps]
+        self.vector = kinds.index(PLACE) if PLACE in kinds else -1
+        self.stage = kinds.index(LOAD) if LOAD in kinds else -1
         for number, step in enumerate(steps):
             if manner.exists and number == 0:  # what we give, which is not known yet
                 self.lists.append([])
@@ -104,12 +123,7 @@ class Arranged:
         moves = NOT_PLACED if vector == INHERIT else targets_of(vector)
         if manner.exists:
             moves = self._give(moves)
-        credentials: list[tuple[int, int]] = []
-        for number, records in enumerate(self.lists):
-            for at, record in enumerate(records):
-                if type(record) is Call and record.name in GUARDED_CALLS:
-                    credentials.append((number, at))
-                self._note(record, number)
+        credentials = self._note_all()
         if vector != INHERIT:
             self._refuse_plain(self.vector, steps)
         self._cross(moves, alive, limit)
@@ -120,19 +134,36 @@ class Arranged:
             self.lists[0] = list(steps[0].records())
             self._read(CHANNEL)
         self.guard = self._guard(credentials, steps)
+        if self.stage >= 0:
+            bridge(self, moves)
+
+    def _note_all(self) -> list[tuple[int, int]]:
+        """Remember what all records read and make; where credentials change on our memory."""
+        credentials: list[tuple[int, int]] = []
+        for number, records in enumerate(self.lists):
+            on_ours = self.stage < 0 or number < self.stage
+            for at, record in enumerate(records):
+                if on_ours and type(record) is Call and record.name in GUARDED_CALLS:
+                    credentials.append((number, at))
+                self._note(record, number)
+        return credentials
 
     def _made(self, step: Step) -> list[Record]:
         """A step's records; what it asks of the clone is no record of the child's."""
         made: list[Record] = []
+        in_stage = 0 <= self.stage < len(self.lists)
         for record in step.records():
             if type(record) is Clone:
                 self._note_clone(record)
                 continue
+            if type(record) is OwnMemory:
+                refuse_apart(step, self.manner)
+                continue
             if type(record) is Ask:
-                refuse_ask(step, self.manner)
+                refuse_ask(step, self.manner, in_stage=in_stage)
                 made += record.spread()
                 continue
-            refuse_record(record, step, self.manner)
+            refuse_record(record, step, self.manner, shares=not in_stage)
             made.append(record)
         return made
 
@@ -156,7 +187,7 @@ class Arranged:
             if kind is int or kind is bytes:
                 continue
             if kind is Fd:
-                self._fds.append((step, value))  # type: ignore[arg-type]
+                self.fds.append((step, value))  # type: ignore[arg-type]
                 self._read(value.of)  # type: ignore[attr-defined]
             elif isinstance(value, Slot):
                 self._plain.append((step, value))
@@ -195,7 +226,7 @@ class Arranged:
         makers, at = self._makers, self.vector
         for slot in alive:
             self._read(slot)
-        used = [*alive, *(fd.of for _, fd in self._fds)]
+        used = [*alive, *(fd.of for _, fd in self.fds)]
         for fd in moves.values():
             if makers.get(fd.of, at) > at:  # type: ignore[arg-type]
                 msg = f"fds: {fd.of} is made by a step that comes later; put that step first"
@@ -215,7 +246,7 @@ class Arranged:
         crossing = dict.fromkeys(map(Fd, alive))
         crossing |= dict.fromkeys(
             fd
-            for step, fd in self._fds
+            for step, fd in self.fds
             if step > at and makers.get(fd.of, -1) < at  # type: ignore[arg-type]
         )
         base = max(max(moves, default=-1) + 1, reserved_from(limit) if alive else 0)
@@ -255,7 +286,8 @@ class Arranged:
             step, at = min(places)
             self.lists[step].insert(at, untraceable())
         if self.vector >= 0 and dumps_end_all(os.uname().release):
-            ends = [n for n, step in enumerate(steps) if step.phase in ("seccomp", "mask")]
+            shared = steps[: self.stage] if self.stage >= 0 else steps
+            ends = [n for n, step in enumerate(shared) if step.phase in ("seccomp", "mask")]
             for number in ends[:1]:
                 self.lists[number].insert(0, untraceable())
                 places = [(number, 0)]
@@ -308,32 +340,3 @@ def reserved_from(limit: int | None = None) -> int:
 def cgroup_slot(fd: Fd) -> Slot:
     """The input that carries the cgroup's descriptor to the clone."""
     return fd.of if isinstance(fd.of, Slot) else Slot(f"{CGROUP}{fd.of}")
-
-
-def read_by(record: Record) -> Sequence[object]:
-    """What a record reads."""
-    if type(record) is Call:
-        return record.operands
-    if type(record) is Wait:
-        return record.ask.slots
-    return (record.value,) if type(record) is Move and record.to is None else ()
-
-
-def descriptors_of(record: Record) -> list[Fd]:
-    """The descriptors that a record reads."""
-    if type(record) is Call:
-        return [value for value in record.operands if type(value) is Fd]
-    return [record.value] if type(record) is Move and type(record.value) is Fd else []
-
-
-def redirected(record: Record, moved: Mapping[Fd, int | Fd]) -> Record:
-    """The record with each moved descriptor at its new number."""
-    if type(record) is Call and any(
-        type(value) is Fd and value in moved for value in record.operands
-    ):
-        return record.replaced(
-            *(moved.get(value, value) if type(value) is Fd else value for value in record.operands)
-        )
-    if type(record) is Move and type(record.value) is Fd and record.value in moved:
-        return Move(record.place, to=record.to, value=moved[record.value], width=record.width)
-    return record

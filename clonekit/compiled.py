@@ -12,6 +12,7 @@ from clonekit.linux.abi import NUMBERS, ffi, lib
 from clonekit.records import (
     CALLER_MASK,
     CLEARED_DISPOSITIONS,
+    EXEC,
     POINTERS,
     RECORD,
     Assembler,
@@ -149,9 +150,10 @@ class Compiled:
 
     Attributes:
         setup: all of it but the last step.
+        rest: the part that the first stage carries out, if there is one.
     """
 
-    __slots__ = ("_last", "image", "pointers", "records", "setup", "struct")
+    __slots__ = ("_last", "image", "pointers", "records", "rest", "setup", "struct")
 
     def _compile(self, arranged: Arranged, steps: Sequence[Step], *, has_clone3: bool) -> None:
         """Lay out the setup, and an exec after it, which makes no slots."""
@@ -167,8 +169,13 @@ class Compiled:
         pointers = b"".join([POINTERS.pack(*pair) for pair in assembler.pointers])
         self._link(setup, bytes(assembler.records), bytes(assembler.image), pointers)
 
+    def is_exec(self, record: int) -> bool:
+        """Whether this record begins a program."""
+        return bool(RECORD.unpack_from(self.records, record * RECORD.size)[1] & EXEC)
+
     def _link(self, setup: Setup, records: bytes, image: bytes, pointers: bytes) -> None:
         """Give the image its addresses, and check that every record stays inside."""
+        self.rest: Any = None
         self.setup = setup
         self.records = records
         self.pointers = pointers

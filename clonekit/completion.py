@@ -7,9 +7,10 @@ import signal
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import NUMBERS, lib
 from clonekit.manners import GUARDED_CALLS, STARTED, Manner
-from clonekit.records import Call, Slot
+from clonekit.records import Call, OwnMemory, Slot
 from clonekit.steps.descriptors import INHERIT, own_table, place_descriptors
 from clonekit.steps.execute import execute, stop_at_exec
+from clonekit.steps.memory import load_first_stage
 from clonekit.steps.opening import receive_descriptors
 from clonekit.steps.sandbox import set_attribute
 from clonekit.steps.signals import (
@@ -25,11 +26,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MOST_STEPS = 1 << 16  # struct ck_record has 16 bits for the step's number
-CLOSED_PHASES = ("landlock", "seccomp", "mask", "exec")
+CLOSED_PHASES = ("landlock", "init", "seccomp", "mask", "exec")
 OWN_TABLE: Kind = own_table  # type: ignore[assignment] # what step() makes of a function
 PLACE: Kind = place_descriptors  # type: ignore[assignment]
 MASK: Kind = set_signal_mask  # type: ignore[assignment]
 EXECUTE: Kind = execute  # type: ignore[assignment]
+LOAD: Kind = load_first_stage  # type: ignore[assignment]
 STOP: Kind = stop_at_exec  # type: ignore[assignment]
 #: The mask at an exec that is to stop: ptrace tells of it by SIGTRAP.
 ALL_BUT_TRAP = tuple(number for number in range(1, 65) if number != signal.SIGTRAP)
@@ -37,9 +39,21 @@ ALL_BUT_TRAP = tuple(number for number in range(1, 65) if number != signal.SIGTR
 CHANNEL = Slot(".channel")
 
 
+def needs_stage(steps: Sequence[object]) -> int:
+    """The first step that needs a memory of the child's own, or -1."""
+    for n, step in enumerate(steps):
+        may = isinstance(step, Step) and step.kind.apart
+        if may and any(type(record) is OwnMemory for record in step.records()):  # type: ignore[attr-defined]
+            return n
+    return -1
+
+
 def completed(steps: list[Step], manner: Manner, *, has_clone3: bool) -> list[Step]:
     """The caller's steps with those that every program has."""
     refuse_others(steps)
+    stage = needs_stage(steps) if manner.shares and not manner.exists else -1
+    if stage >= 0:
+        steps.insert(stage, load_first_stage())
     kinds = [step.kind for step in steps]
     if kinds.count(EXECUTE) != 1 or kinds[-1] is not EXECUTE:
         msg = "a program ends with one execute(argv) step; put it last"

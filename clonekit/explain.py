@@ -284,7 +284,8 @@ def one(program: Compiled, number: int, reader: Reader | None = None) -> dict[st
 def rows(program: Compiled) -> list[dict[str, Any]]:
     """Every record in order, moves too (they have no `syscall`)."""
     reader = Reader(program)
-    return [one(program, number, reader) for number in range(len(program))]
+    told = [one(program, number, reader) for number in range(len(program))]
+    return told if program.rest is None else [*told, *rows(program.rest)]
 
 
 def entries(program: Compiled) -> list[dict[str, Any]]:

@@ -79,7 +79,7 @@ def injected(order: Order, image: int, scratch: int) -> tuple[Any, Any]:
     return injection, registers
 
 
-def placed(order: Order, image: bytes, scratch: bytes, room: int) -> bytes:
+def placed(order: Compiled, image: bytes, scratch: bytes, room: int) -> bytes:
     """Image and scratch as they stand at an address of the process."""
     content = bytearray(image + scratch)
     ours = int(ffi.cast("uintptr_t", order.image))

@@ -129,8 +129,14 @@ def refuse_step(step: Step, manner: Manner) -> None:
         raise DeclarationError(msg)
 
 
-def refuse_ask(step: Step, manner: Manner) -> None:
+def refuse_ask(step: Step, manner: Manner, *, in_stage: bool) -> None:
     """A question to a parent that sleeps, or that acts between two orders."""
+    if in_stage:
+        msg = (
+            f"{step}: the parent cannot be asked from the first stage, which init, a setting of "
+            "memory, or a PID or time namespace that is joined needs; leave one of them out"
+        )
+        raise DeclarationError(msg)
     if manner.holds:
         msg = f"{step}: its parent sleeps and cannot be asked; define the step with asks=True"
         raise DeclarationError(msg)
@@ -139,8 +145,15 @@ def refuse_ask(step: Step, manner: Manner) -> None:
         raise DeclarationError(msg)
 
 
-def refuse_record(record: Record, step: Step, manner: Manner) -> None:
-    """A call that would reach what is not the child's own."""
+def refuse_apart(step: Step, manner: Manner) -> None:
+    """A step that needs a memory of its own, in a child that waits on ours."""
+    if manner.exists and manner.shares:
+        msg = f"{step}: a child that waits is on our memory to the end; give it to spawn()"
+        raise DeclarationError(msg)
+
+
+def refuse_record(record: Record, step: Step, manner: Manner, *, shares: bool = True) -> None:
+    """A call that would reach what is not the child's own; in the first stage its memory is."""
     if type(record) is not Call:
         return
     name = record.name if isinstance(record.name, str) else name_of(record.name)
@@ -149,7 +162,7 @@ def refuse_record(record: Record, step: Step, manner: Manner) -> None:
         if reason:
             msg = f"{name}: {reason}"
             raise DeclarationError(msg)
-    if name in OPENING and manner.shares:
+    if name in OPENING and manner.shares and shares:
         refuse_file(record, OPENING[name], manner)
 
 

@@ -277,6 +277,12 @@ class Process:
         self.pid, self._pidfd = outcome.pid, outcome.pidfd
         outcome.pidfd = -1
 
+    def become(self, other: Process) -> None:
+        """Hold another process, which has taken the place of this one."""
+        self.close()
+        self.pid, self._pidfd, self._exit = other.pid, other._pidfd, None
+        other._pidfd = -1
+
     def hold(self) -> None:
         """It has begun, and needs no holding."""
 

@@ -10,13 +10,16 @@ import os
 
 from clonekit.arrange import ABOVE, CGROUP, Arranged
 from clonekit.compiled import Compiled, Setup
-from clonekit.completion import completed, suspension
+from clonekit.completion import completed, needs_stage, suspension
 from clonekit.driven import run as run_driven
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import lib
 from clonekit.manners import DRIVEN, VFORKED, deadline_of
 from clonekit.records import Ask, Fd
+from clonekit.stage import Rest, first_part
+from clonekit.staged import run as run_staged
 from clonekit.steps.execute import execute, packed
+from clonekit.steps.memory import ALIVE
 from clonekit.steps.step import WRONG_TYPES, Step
 from clonekit.vforked import run as run_vforked
 
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
     from clonekit.process import Process
     from clonekit.steps.execute import Text
     from clonekit.vforked import Trace
+
+
+NO_VALUES: Mapping[str, int] = {}
 
 
 class Program(Compiled):
@@ -56,9 +62,13 @@ class Program(Compiled):
         holds = deadline is None and suspended is None and not any(map(asks, steps))
         manner = VFORKED if holds else DRIVEN
         steps = completed(steps, manner, has_clone3=has_clone3)
-        arranged = Arranged(steps, manner)
+        arranged = Arranged(steps, manner, (ALIVE,) if needs_stage(steps) >= 0 else ())
         self.argv: tuple[Any, ...] = tuple(steps[-1].arguments[0])
-        self._compile(arranged, steps, has_clone3=has_clone3)
+        if arranged.stage < 0:
+            self._compile(arranged, steps, has_clone3=has_clone3)
+        else:
+            self._compile(first_part(arranged), steps, has_clone3=has_clone3)
+            self.rest = Rest(arranged, steps, has_clone3=has_clone3)
         self.setup.deadline = None if deadline is None else deadline_of(deadline)
         self.setup.suspension = suspended
 
@@ -99,14 +109,18 @@ class Program(Compiled):
         Raises: SpawnError naming the step that failed, TimeoutError too for one that was not done
             by the deadline; DeclarationError for slots.
         """
-        values = self._values(slots) if slots or self.setup.inputs else None
+        if self.rest is not None:
+            return run_staged(self, slots, None)[0]
+        values = self.values(slots) if slots or self.setup.inputs else None
         drive = run_vforked if self.setup.manner.holds else run_driven
         return drive(self, values, None)[0]
 
     def trace(self, **slots: object) -> tuple[Process, Trace]:
         """As `spawn`, with each call's result and time, which are taken without a system call."""
+        if self.rest is not None:
+            return run_staged(self, slots, [])  # type: ignore[return-value]
         drive = run_vforked if self.setup.manner.holds else run_driven
-        process, trace = drive(self, self._values(slots), [])
+        process, trace = drive(self, self.values(slots), [])
         return process, trace  # type: ignore[return-value]
 
     def __repr__(self) -> str:
@@ -114,8 +128,8 @@ class Program(Compiled):
             f"<Program {list(self.argv)!r}: {len(self.setup.steps) + 1} steps, {len(self)} records>"
         )
 
-    def _values(self, slots: dict[str, object]) -> list[int]:
-        """The input registers of one spawn."""
+    def values(self, slots: dict[str, object], own: Mapping[str, int] = NO_VALUES) -> list[int]:
+        """The input registers of one spawn, of them our own."""
         setup = self.setup
         if slots.keys() != set(setup.slots):
             missing = ", ".join(sorted(set(setup.slots) - slots.keys()))
@@ -125,7 +139,7 @@ class Program(Compiled):
                 + [f"the program has no slot {unknown}"] * bool(unknown)
             )
             raise DeclarationError(msg)
-        values: dict[str, int] = {}
+        values = dict(own)
         for name, value in slots.items():
             values[name] = value if isinstance(value, int) else Fd(value).of  # type: ignore[assignment]
         for name in setup.fd_slots:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from typing import Any, Protocol, TypeAlias
 
     Operand: TypeAlias = "int | bytes | Data | Scratch | Place | Slot | Fd"
-    Record: TypeAlias = "Call | Move | Clone | Ask | Set | Wait"
+    Record: TypeAlias = "Call | Move | Clone | Ask | Set | Wait | OwnMemory"
     Records: TypeAlias = Iterator[Record]
 
     class Asking(Protocol):
@@ -341,6 +341,12 @@ class Ask:
         return [Set(self), *between, Wait(self)]
 
 
+class OwnMemory:
+    """Not a call: this step needs a memory of the child's own, that of the first stage."""
+
+    __slots__ = ()
+
+
 class Set:
     """The child says that its parent is asked."""
 
@@ -357,6 +363,35 @@ class Wait:
 
     def __init__(self, ask: Ask) -> None:
         self.ask = ask
+
+
+def read_by(record: Record) -> Sequence[object]:
+    """What a record reads."""
+    if type(record) is Call:
+        return record.operands
+    if type(record) is Wait:
+        return record.ask.slots
+    return (record.value,) if type(record) is Move and record.to is None else ()
+
+
+def descriptors_of(record: Record) -> list[Fd]:
+    """The descriptors that a record reads."""
+    if type(record) is Call:
+        return [value for value in record.operands if type(value) is Fd]
+    return [record.value] if type(record) is Move and type(record.value) is Fd else []
+
+
+def redirected(record: Record, moved: Mapping[Fd, int | Fd]) -> Record:
+    """The record with each moved descriptor at its new number."""
+    if type(record) is Call and any(
+        type(value) is Fd and value in moved for value in record.operands
+    ):
+        return record.replaced(
+            *(moved.get(value, value) if type(value) is Fd else value for value in record.operands)
+        )
+    if type(record) is Move and type(record.value) is Fd and record.value in moved:
+        return Move(record.place, to=record.to, value=moved[record.value], width=record.width)
+    return record
 
 
 class Assembler:

@@ -90,6 +90,7 @@ class Spec:
     def steps(self) -> list[Step]:
         """The declaration as steps, in the order of the phases."""
         refuse_names_of_the_machine(self.fields)
+        refuse_init_outside(self.fields)
         of_exec = {name: self.fields[name] for name in OF_EXEC if name in self.fields}
         return [*in_order(with_defaults(self.fields)), execute(self.argv, **of_exec)]
 
@@ -219,13 +220,24 @@ def with_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def refuse_names_of_the_machine(fields: Mapping[str, Any]) -> None:
     """Without a UTS namespace, root would name the whole machine."""
-    names = fields.get("namespaces", ())
-    if "uts" in (names if isinstance(names, list | tuple | set | frozenset) else [names]):
+    if "uts" in named(fields.get("namespaces", ())):
         return
     for field in ("hostname", "domainname"):
         if field in fields and "join" not in fields:
             msg = f'{field} would be that of the whole machine; add "uts" to namespaces'
             raise DeclarationError(msg)
+
+
+def refuse_init_outside(fields: Mapping[str, Any]) -> None:
+    """An init that is not the first process of a PID namespace would end nothing."""
+    if fields.get("init") and "pid" not in named(fields.get("namespaces", ())):
+        msg = 'init is the first process of a new PID namespace; add "pid" to namespaces'
+        raise DeclarationError(msg)
+
+
+def named(names: Any) -> Any:
+    """Namespaces as a declaration names them: one, or several."""
+    return names if isinstance(names, list | tuple | set | frozenset) else [names]
 
 
 def denies_groups(fields: Mapping[str, Any]) -> bool:

@@ -59,6 +59,17 @@ __asm__(".text\n"
         ".size ck_clone, . - ck_clone\n");
 #endif
 
+#ifdef CK_STAGE
+/* Where the kernel begins the first stage: argc, argv and envp are on the stack. */
+__asm__(".text\n"
+        ".globl _start\n"
+        "_start:\n"
+        "    mov x29, xzr\n"
+        "    mov x0, sp\n"
+        "    bl ck_stage\n"
+        "    brk #0\n");
+#endif
+
 #ifdef CK_TRACER
 #include <asm/ptrace.h>
 

@@ -57,6 +57,18 @@ __asm__(".text\n"
         ".size ck_clone, . - ck_clone\n");
 #endif
 
+#ifdef CK_STAGE
+/* Where the kernel begins the first stage: argc, argv and envp are on the stack. */
+__asm__(".text\n"
+        ".globl _start\n"
+        "_start:\n"
+        "    xor %ebp, %ebp\n"
+        "    mov %rsp, %rdi\n"
+        "    and $-16, %rsp\n"
+        "    call ck_stage\n"
+        "    hlt\n");
+#endif
+
 #ifdef CK_TRACER
 #include <sys/user.h>
 

@@ -7,7 +7,7 @@ import os
 
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import lib, refuse_nul
-from clonekit.records import Call, Clone, Fd
+from clonekit.records import Call, Clone, Fd, OwnMemory, Slot
 from clonekit.steps.opening import write_file
 from clonekit.steps.step import Option, step
 
@@ -31,16 +31,8 @@ FLAGS: dict[str, int] = {
 #: What the OCI runtime specification calls the same.
 OCI_NAMES = {"mount": "mnt", "network": "net"}
 CLOCKS = ("monotonic", "boottime")
-NOT_JOINED = {
-    lib.CLONE_NEWPID: (
-        "setns moves only later children into a PID namespace: the program itself would stay "
-        "outside. Spawn from a process inside it"
-    ),
-    lib.CLONE_NEWTIME: (
-        "a time namespace cannot be joined while memory is shared with the parent (EUSERS). "
-        "Spawn from a process inside it"
-    ),
-}
+#: Those that a process which shares its memory cannot join, or not for itself.
+OF_OWN_MEMORY = lib.CLONE_NEWPID | lib.CLONE_NEWTIME
 
 
 def namespace(name: str) -> int:
@@ -180,12 +172,19 @@ def parse_join(text: str) -> tuple[object, ...]:
     return (int(fd), parse_names(names)) if names else (int(fd),)
 
 
-@step(phase="join", field="join", each=joins, option=Option("FD[:NAMES]", parse_join, list))
+@step(
+    phase="join",
+    field="join",
+    each=joins,
+    apart=True,
+    option=Option("FD[:NAMES]", parse_join, list),
+)
 def join_namespaces(fd: object, names: Iterable[str] | str = ()) -> Records:
     """Join a namespace by its descriptor, or those of a process by pidfd and names: setns.
 
-    A user namespace first, if its rights are needed for the others. PID and time namespaces
-    cannot be joined by a child that shares memory and then execs.
+    A user namespace first, if its rights are needed for the others. A time namespace, and a PID
+    namespace, are joined from the first stage; into the latter it goes by a child of its own, which
+    takes its place.
 
     Raises: EPERM, EINVAL. Since: pidfd Linux 5.8. See: setns(2).
     """
@@ -194,12 +193,11 @@ def join_namespaces(fd: object, names: Iterable[str] | str = ()) -> Records:
         flags |= namespace(name)
     fd = Fd(fd)
     kind = flags or (kind_of(fd.of) if isinstance(fd.of, int) else 0)
-    for flag, reason in NOT_JOINED.items():
-        if kind & flag:
-            name = next(name for name, value in FLAGS.items() if value == flag)
-            msg = f"join: {name}: {reason}"
-            raise DeclarationError(msg)
+    if kind & OF_OWN_MEMORY:
+        yield OwnMemory()
     yield Call("setns", fd, kind)
+    if kind & lib.CLONE_NEWPID:
+        yield Call("clone", lib.CLONE_PARENT | lib.SIGCHLD, 0, 0, 0, 0, to=Slot())
 
 
 @step(phase="namespaces", field="hostname", lasting=True, option=Option("NAME"))

@@ -64,8 +64,8 @@ class Kind:
     """One step of the library: its phase, its field in a declaration, its function."""
 
     __slots__ = (
-        "__dict__", "asks", "each", "field", "function", "lasting", "name", "option", "phase",
-        "raw",
+        "__dict__", "apart", "asks", "each", "field", "function", "lasting", "name", "option",
+        "phase", "raw",
     )  # fmt: skip
 
     def __init__(
@@ -76,10 +76,12 @@ class Kind:
         each: Callable[[Any], Iterable[tuple[Any, ...]]] | None,
         option: Option | None,
         *,
+        apart: bool,
         asks: bool,
         lasting: bool,
         raw: bool,
     ) -> None:
+        self.apart = apart
         self.asks = asks
         self.lasting = lasting
         self.raw = raw
@@ -185,6 +187,7 @@ def step(
     field: str | None = None,
     each: Callable[[Any], Iterable[tuple[Any, ...]]] | None = None,
     option: Option | None = None,
+    apart: bool = False,
     asks: bool = False,
     lasting: bool = False,
     raw: bool = False,
@@ -194,14 +197,14 @@ def step(
     `field` is its name in a declaration; `each` turns that field's value into the arguments of
     one or more steps (by default the value is the one argument, and True means "no argument").
     `lasting` promises that the records depend on the arguments alone, never on our own ids, files
-    or descriptors: what they compile to may then serve again. `asks` says that the parent may be
-    asked for something. `raw` says that the caller chooses the call itself, which is then checked
-    against what a child must not do.
+    or descriptors: what they compile to may then serve again. `apart` says that it may need a
+    memory of the child's own, `asks` that the parent may be asked for something. `raw` says that
+    the caller chooses the call itself, which is then checked against what a child must not do.
     """
 
     def register(function: Callable[P, Records]) -> Callable[P, Step]:
         kind = KINDS[function.__name__] = Kind(
-            function, phase, field, each, option, asks=asks, lasting=lasting, raw=raw
+            function, phase, field, each, option, apart=apart, asks=asks, lasting=lasting, raw=raw
         )
         return kind
 

@@ -1,0 +1,75 @@
+"""The records of the first stage, in the file that it maps: what follows when it is loaded."""
+
+from __future__ import annotations
+
+import copy
+import signal
+import struct
+
+from clonekit.bridge import REGISTERS_AT
+from clonekit.compiled import Compiled
+from clonekit.injection import placed
+from clonekit.linux.abi import ffi, lib
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from clonekit.arrange import Arranged
+    from clonekit.steps.step import Step
+
+#: Offsets in struct ck_frame, which is all that its parent reads again.
+REPORT_AT = ffi.offsetof("struct ck_frame", "report")
+ANSWER_AT = ffi.offsetof("struct ck_frame", "answer")
+REPORT = struct.Struct("<IIIxxxxq")
+
+
+class Rest(Compiled):
+    """The second part of a program, laid out for the address at which the first stage has it."""
+
+    __slots__ = ("_image", "_mask_at")
+
+    def __init__(self, arranged: Arranged, steps: Sequence[Step], *, has_clone3: bool) -> None:
+        later = copy.copy(arranged)
+        later.lists = [[] if n <= arranged.stage else own for n, own in enumerate(arranged.lists)]
+        later.inputs = dict.fromkeys(arranged.carried)
+        later.clone = []
+        self._compile(later, steps, has_clone3=has_clone3)
+        registers = 8 * self.struct.register_count
+        image_at = REGISTERS_AT + registers
+        image, scratch = ffi.buffer(self.image)[:], self.setup.scratch
+        image += bytes(-len(image) % 8)
+        room = lib.CK_PLAN_AT + image_at
+        content = placed(self, image, scratch, room)
+        scratch_at = image_at + len(image)
+        records_at = image_at + len(content) + -len(content) % 8
+        frame = ffi.new("struct ck_frame *", {"count": len(self)})
+        for name, at in (
+            ("registers", REGISTERS_AT),
+            ("image", image_at),
+            ("scratch", scratch_at),
+            ("records", records_at),
+        ):
+            setattr(frame, name, ffi.cast("void *", lib.CK_PLAN_AT + at))
+        frame.report.state = lib.CK_RUNNING
+        head = ffi.buffer(frame)[:]
+        self._image = bytearray(
+            head + bytes(REGISTERS_AT - len(head)) + b"\xff" * registers + content
+            + bytes(-len(content) % 8) + self.records
+        )  # fmt: skip
+        self._mask_at = scratch_at + self.struct.mask_at
+
+    def plan(self) -> bytes:
+        """The file's content for one spawn, with the signal mask of the thread that spawns."""
+        mask = sum(1 << number - 1 for number in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+        plan = self._image[:]
+        if self.struct.mask_at >= 0:
+            struct.pack_into("<Q", plan, self._mask_at, mask)
+        return bytes(plan)
+
+
+def first_part(arranged: Arranged) -> Arranged:
+    """What comes before, its last step the one that loads the first stage."""
+    first = copy.copy(arranged)
+    first.lists = [own if n <= arranged.stage else [] for n, own in enumerate(arranged.lists)]
+    return first
