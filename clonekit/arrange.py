@@ -12,6 +12,7 @@ from clonekit.bridge import bridge
 from clonekit.completion import CHANNEL, LOAD, OWN_TABLE, PLACE
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import lib
+from clonekit.linux.privilege import is_privileged
 from clonekit.manners import (
     GUARDED_CALLS,
     JOINS,
@@ -38,7 +39,6 @@ from clonekit.steps.descriptors import INHERIT, own_table, targets_of
 from clonekit.steps.opening import receive_descriptors
 from clonekit.untraceable import (
     dumps_end_all,
-    is_privileged,
     joins_users,
     refuse_debug_dumps,
     untraceable,

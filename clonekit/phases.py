@@ -22,6 +22,7 @@ PHASES: dict[str, str] = {
     "ids": "groups, then gid, then uid: each needs what the next takes away",
     "capabilities": "the change of ids cleared capabilities: they are set after it, ambient last",
     "keys": "a session keyring belongs to the ids that make it",
+    "nest": "only ids that the program has by now are mapped in a nested user namespace",
     "parent": "a change of ids clears the parent-death signal: set now, and the parent checked",
     "prctl": "the process's other attributes",
     "memory": "what is kept with the memory is set when the child has one of its own",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from clonekit.completion import open_stdio
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import lib
@@ -241,8 +243,10 @@ def named(names: Any) -> Any:
 
 
 def denies_groups(fields: Mapping[str, Any]) -> bool:
-    """A process that maps its own gid has given up setgroups."""
-    return "gid_map" in fields
+    """A process that maps its own gid itself has given up setgroups."""
+    from clonekit.linux.id_map import map_of
+
+    return "gid_map" in fields and map_of(fields["gid_map"], os.getegid()).is_own(os.getegid())
 
 
 def unknown_field(name: str) -> DeclarationError:

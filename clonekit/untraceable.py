@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from itertools import takewhile
 
 from clonekit.errors import DeclarationError
-from clonekit.linux.abi import call, ffi, lib
+from clonekit.linux.abi import lib
+from clonekit.linux.privilege import is_privileged
 from clonekit.manners import JOINS
 from clonekit.records import Call
 
@@ -41,31 +40,6 @@ def dumps_end_all(release: str) -> bool:
     """Before Linux 5.16 a core dump of the child ends every process that shares its memory: us."""
     major, minor = (int("".join(takewhile(str.isdigit, part))) for part in release.split(".")[:2])
     return (major, minor) < (5, 16)
-
-
-def is_privileged() -> bool:
-    """Whether we have what a process of our uid may lack: capabilities.
-
-    Where our own uid owns our user namespace, each of its processes outside has them all there.
-    """
-    if os.geteuid() == 0:
-        return True
-    header = ffi.new("uint32_t[2]", [lib._LINUX_CAPABILITY_VERSION_3, 0])  # noqa: SLF001 - the kernel's own name
-    data = ffi.new("uint32_t[6]")
-    call("capget", int(ffi.cast("uintptr_t", header)), int(ffi.cast("uintptr_t", data)))
-    _, permitted, _, _, permitted_high, _ = data
-    return bool(permitted or permitted_high) and owner_of_namespace() != os.geteuid()
-
-
-def owner_of_namespace() -> int:
-    """The uid that made our user namespace; -1 where that cannot be told."""
-    import fcntl
-
-    try:
-        with open("/proc/self/ns/user", "rb") as file:  # noqa: PTH123 - pathlib is slow to import
-            return int.from_bytes(fcntl.ioctl(file, lib.NS_GET_OWNER_UID, bytes(4)), sys.byteorder)
-    except OSError:
-        return -1
 
 
 def refuse_debug_dumps() -> None:

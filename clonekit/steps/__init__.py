@@ -28,6 +28,7 @@ from clonekit.steps.limits import (
     set_scheduler,
     set_timer_slack,
 )
+from clonekit.steps.maps import map_gid, map_uid, nest_user_namespace
 from clonekit.steps.memory import (
     deny_write_execute,
     disable_huge_pages,
@@ -40,8 +41,6 @@ from clonekit.steps.namespaces import (
     empty_mount_namespace,
     enter_cgroup,
     join_namespaces,
-    map_gid,
-    map_uid,
     new_namespaces,
     new_time_namespace,
     set_domain_name,
@@ -115,6 +114,7 @@ __all__ = [
     "map_gid",
     "map_uid",
     "merge_pages",
+    "nest_user_namespace",
     "new_core_cookie",
     "new_namespaces",
     "new_session",

@@ -116,42 +116,6 @@ class OwnedFd:
             pass
 
 
-def id_map(value: int | tuple[int, int], current: int) -> bytes:
-    """The one line that a process may write for itself: one id inside, one outside."""
-    inside, outside = value if isinstance(value, tuple | list) else (value, current)
-    return f"{inside} {outside} 1".encode()
-
-
-def parse_map(text: str) -> int | tuple[int, int]:
-    """`0`, or `0:1000`."""
-    inside, _, outside = text.partition(":")
-    return (int(inside), int(outside)) if outside else int(inside)
-
-
-@step(phase="maps", field="uid_map", option=Option("INSIDE[:OUTSIDE]", parse_map))
-def map_uid(inside: int | tuple[int, int]) -> Records:
-    """The uid in the new user namespace that our own (effective) uid has: /proc/self/uid_map.
-
-    Written by the child itself, so it is one id and must be ours: `0` or `(0, 1000)`.
-
-    Raises: EPERM for another uid. See: user_namespaces(7).
-    """
-    yield from write_file("/proc/self/uid_map", id_map(inside, os.geteuid())).records()
-
-
-@step(phase="maps", field="gid_map", option=Option("INSIDE[:OUTSIDE]", parse_map))
-def map_gid(inside: int | tuple[int, int]) -> Records:
-    """The gid in the new user namespace that our own (effective) gid has: /proc/self/gid_map.
-
-    First setgroups is denied for ever in that namespace: the kernel asks it of whoever maps
-    itself.
-
-    Raises: EPERM for another gid. See: user_namespaces(7).
-    """
-    yield from write_file("/proc/self/setgroups", b"deny").records()
-    yield from write_file("/proc/self/gid_map", id_map(inside, os.getegid())).records()
-
-
 def kind_of(fd: int) -> int:
     """The flag of the namespace that a descriptor of /proc/PID/ns is for; 0 for a pidfd."""
     try:
