@@ -12,6 +12,7 @@ from clonekit.steps.descriptors import INHERIT
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from clonekit import aio
+    from clonekit.entering import Entrance, enter
     from clonekit.suspended import Suspended
     from clonekit.waiting import Nascent, nascent
 
@@ -19,6 +20,7 @@ __all__ = [
     "INHERIT",
     "ChildFd",
     "DeclarationError",
+    "Entrance",
     "Exit",
     "Fd",
     "Nascent",
@@ -29,12 +31,20 @@ __all__ = [
     "Spec",
     "Suspended",
     "aio",
+    "enter",
     "nascent",
     "spawn",
 ]
 
 
-_HOMES = {"Nascent": "waiting", "Suspended": "suspended", "aio": "aio", "nascent": "waiting"}
+_HOMES = {
+    "Entrance": "entering",
+    "Nascent": "waiting",
+    "Suspended": "suspended",
+    "aio": "aio",
+    "enter": "entering",
+    "nascent": "waiting",
+}
 
 
 def __getattr__(name: str) -> object:

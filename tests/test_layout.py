@@ -38,7 +38,7 @@ FLOORS = (
     ("staged",),
     ("program",),
     ("spec",),
-    ("waiting",),
+    ("entering", "waiting"),
     ("aio",),
     ("features", "options", "job", "tables"),
     ("cli", "__main__", "__init__"),

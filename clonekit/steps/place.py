@@ -19,14 +19,18 @@ MOST_UMASK = 0o777
 
 
 @step(phase="place", field="root", lasting=True, option=Option("PATH"))
-def change_root(path: str | bytes | os.PathLike[str]) -> Records:
-    """Make `path` the root, and the current directory inside it: chroot, chdir.
+def change_root(path: str | bytes | os.PathLike[str] | int) -> Records:
+    """Make `path`, or a directory's descriptor, the root, and be in it: chroot, chdir.
 
     A root is not a jail for a privileged program: give up CAP_SYS_CHROOT too.
 
     Raises: EPERM without CAP_SYS_CHROOT, ENOENT, ENOTDIR, EACCES. See: chroot(2).
     """
-    yield Call("chroot", path_of(path))
+    if isinstance(path, str | bytes | os.PathLike):
+        yield Call("chroot", path_of(path))
+    else:
+        yield Call("fchdir", Fd(path))
+        yield Call("chroot", b".\0")
     yield Call("chdir", b"/\0")
 
 

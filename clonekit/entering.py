@@ -1,0 +1,171 @@
+"""A process beside one that runs: in its namespaces, its root and its cgroup."""
+
+from __future__ import annotations
+
+import os
+import select
+
+from clonekit.errors import DeclarationError
+from clonekit.spec import spawn
+from clonekit.steps.namespaces import FLAGS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from types import TracebackType
+    from typing import Any, Self
+
+    from clonekit.process import Process
+    from clonekit.steps.execute import Text
+
+#: Namespaces whose file under /proc has another name for what a process's children get.
+OF_CHILDREN = {"pid": "pid_for_children", "time": "time_for_children"}
+MOST_CGROUPS = 1 << 16
+
+
+class Entrance:
+    """What it takes to be beside a process that runs, as fields of a declaration.
+
+    It owns descriptors, which `close` or the end of the block closes: they name the process that it
+    was made for, never one that got its number since.
+
+    Attributes:
+        names: the namespaces in which that process differs from us, by the names of /proc/PID/ns.
+        fields: of a declaration: join, root and, if asked for, cgroup.
+    """
+
+    __slots__ = ("_own", "_process", "fields", "names")
+
+    def __init__(
+        self,
+        process: Process | int,
+        names: Iterable[str] | None = None,
+        *,
+        root: bool = True,
+        cgroup: bool = False,
+    ) -> None:
+        self._own: list[int] = []
+        self._process = process
+        self.fields: dict[str, Any] = {}
+        self.names: tuple[str, ...] = ()
+        try:
+            self._open(process, names, root=root, cgroup=cgroup)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(
+        self, process: Process | int, names: Iterable[str] | None, *, root: bool, cgroup: bool
+    ) -> None:
+        pid = process if isinstance(process, int) else process.pid
+        own = isinstance(process, int)
+        pidfd = self._kept(os.pidfd_open(pid)) if own else process.fileno()  # type: ignore[union-attr]
+        directory = self._kept(os.open(f"/proc/{pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        if select.select([pidfd], [], [], 0)[0]:  # then the directory may be another's
+            msg = f"process {pid} has ended"
+            raise ProcessLookupError(msg)
+        differing = [name for name in FLAGS if differs(name, directory)]
+        wanted = differing if names is None else list(names)
+        self.names = tuple(name for name in wanted if name in differing)
+        if self.names:
+            self.fields["join"] = [(pidfd, self.names)]
+        if root:
+            there = os.open("root", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+            self._own.append(there)
+            if "mnt" in self.names or not os.path.samestat(os.fstat(there), os.stat("/")):  # noqa: PTH116 - pathlib is slow to import
+                self.fields["root"] = there
+        if cgroup:
+            self.fields["cgroup"] = self._kept(open_group(directory))
+
+    def _kept(self, fd: int) -> int:
+        self._own.append(fd)
+        return fd
+
+    def close(self) -> None:
+        """Close what it holds; processes that have entered go on."""
+        while self._own:
+            os.close(self._own.pop())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_own", None):
+            self.close()
+
+
+def differs(name: str, directory: int) -> bool:
+    """Whether a process has another namespace of this kind than a child of ours would."""
+    ours = f"/proc/self/ns/{OF_CHILDREN.get(name, name)}"
+    try:
+        return os.readlink(f"ns/{name}", dir_fd=directory) != os.readlink(ours)  # noqa: PTH115 - pathlib is slow to import
+    except FileNotFoundError:
+        return False  # the kernel has none of this kind
+
+
+def open_group(directory: int) -> int:
+    """The directory of a process's group in the v2 hierarchy, by its /proc/PID/cgroup.
+
+    Raises: DeclarationError where there is none, or the process is in none that we see.
+    """
+    fd = os.open("cgroup", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        lines = os.read(fd, MOST_CGROUPS).decode("utf-8", "surrogateescape").splitlines()
+    finally:
+        os.close(fd)
+    paths = [line.removeprefix("0::") for line in lines if line.startswith("0::")]
+    root = cgroup2_root()
+    if not paths or root is None:
+        msg = "there is no cgroup2 hierarchy here, so there is no group to enter; leave cgroup out"
+        raise DeclarationError(msg)
+    if paths[0].startswith("/.."):
+        msg = f"its cgroup {paths[0]} is outside of our cgroup namespace; leave cgroup out"
+        raise DeclarationError(msg)
+    return os.open(root + paths[0], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def cgroup2_root() -> str | None:
+    """Where the v2 hierarchy is mounted."""
+    with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as file:  # noqa: PTH123 - pathlib is slow to import
+        for line in file:
+            _, where, kind, *_ = line.split(" ")
+            if kind == "cgroup2":
+                return where.replace("\\040", " ")
+    return None
+
+
+def enter(
+    process: Process | int,
+    argv: Sequence[Text],
+    /,
+    *,
+    names: Iterable[str] | None = None,
+    root: bool = True,
+    cgroup: bool = False,
+    **declaration: Any,
+) -> Process:
+    """Make a process beside one that runs: in its namespaces and root, and with `cgroup` its group.
+
+    `process` is a handle, or the number of a process that is known to live. `names` are the
+    namespaces to join, by default all in which it differs from us. The declaration is as for
+    `spawn`; its paths are those of the process's root. Only descriptors of the declaration are
+    taken along: a process in there could use any other to get out.
+
+    Raises: ProcessLookupError, PermissionError without the right to trace it; as `spawn` otherwise.
+    See: setns(2), nsenter(1).
+    """
+    with Entrance(process, names, root=root, cgroup=cgroup) as entrance:
+        for field in entrance.fields:
+            if field in declaration:
+                msg = f"{field} is that of the process that is entered; leave it out"
+                raise DeclarationError(msg)
+        made: Process = spawn(argv, **entrance.fields, **declaration)
+        return made
