@@ -28,6 +28,12 @@ from clonekit.steps.limits import (
     set_scheduler,
     set_timer_slack,
 )
+from clonekit.steps.mounts import (
+    enter_root,
+    mount,
+    new_root,
+    set_propagation,
+)
 from clonekit.steps.namespaces import (
     empty_mount_namespace,
     enter_cgroup,
@@ -94,6 +100,7 @@ __all__ = [
     "end_with_pidfd",
     "end_without_zombie",
     "enter_cgroup",
+    "enter_root",
     "execute",
     "ignore_signals",
     "install_seccomp_filter",
@@ -103,8 +110,10 @@ __all__ = [
     "listen_socket",
     "map_gid",
     "map_uid",
+    "mount",
     "new_core_cookie",
     "new_namespaces",
+    "new_root",
     "new_session",
     "new_time_namespace",
     "open_file",
@@ -132,6 +141,7 @@ __all__ = [
     "set_parent_death_signal",
     "set_personality",
     "set_process_group",
+    "set_propagation",
     "set_rlimit",
     "set_scheduler",
     "set_securebits",
