@@ -20,9 +20,9 @@ from clonekit.records import Call, Data, Fd, Move, Scratch, Slot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
-    from clonekit.records import Records
+    from clonekit.records import Record, Records
 
     Path = str | bytes | os.PathLike[str]
 
@@ -95,6 +95,28 @@ def cloned_place(place: Slot, tree: Slot, *, tolerate: tuple[int, ...] = ()) -> 
     return Call("open_tree", Fd(place), NOTHING, flags, to=tree, tolerate=tolerate)
 
 
+def cloned_in(directory: Slot, name: bytes, tree: Slot) -> Records:
+    """A copy of a file in a tree that is mounted nowhere; before Linux 6.15 it is for that moment."""
+    clone = lib.OPEN_TREE_CLONE | lib.OPEN_TREE_CLOEXEC
+    copy = Call("open_tree", Fd(directory), name, clone, to=tree)
+    yield from [copy] if kernel_has(6, 15) else attached_meanwhile(directory, [copy])
+
+
+def attached_meanwhile(tree: Slot, records: Iterable[Record]) -> Records:
+    """A tree is mounted over the root that the child has, for calls that want it to be mounted.
+
+    Nobody comes across it there: a path begins at the root, not at what stands over it.
+    """
+    here = Slot()
+    yield Call("openat", lib.AT_FDCWD, b".\0", os.O_PATH | os.O_CLOEXEC, 0, to=here)
+    yield attached_at(tree, lib.AT_FDCWD, b"/")
+    yield Call("fchdir", Fd(tree))
+    yield from records
+    yield Call("umount2", b".\0", lib.MNT_DETACH)
+    yield Call("fchdir", Fd(here))
+    yield Call("close", Fd(here))
+
+
 def opened(kind: str, context: Slot) -> Call:
     """The context in which a file system is put together."""
     name = refuse_nul(os.fsencode(kind), "the type of a file system")
@@ -113,7 +135,8 @@ def made(kind: str, options: Mapping[str, object], flags: int, tree: Slot) -> Re
     context = Slot()
     yield opened(kind, context)
     for name, value in options.items():
-        yield option(context, name, value)
+        if value is not None:
+            yield option(context, name, value)
     yield from mounted(context, flags, tree)
 
 

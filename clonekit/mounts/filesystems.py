@@ -25,7 +25,7 @@ class FileSystem(Mount):
     def __init__(self, kind: str, target: Path, options: Mapping[str, object], flags: int) -> None:
         super().__init__(target, flags)
         self.kind = kind
-        self.options = {name: value for name, value in options.items() if value is not None}
+        self.options = dict(options)
 
     def tree(self, tree: Slot, flags: int) -> Records:
         """The file system, mounted nowhere yet."""

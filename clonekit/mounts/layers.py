@@ -9,7 +9,7 @@ from clonekit.errors import DeclarationError
 from clonekit.linux.abi import lib
 from clonekit.mounts.value import Mount, flags_of, look, path_here, yes
 from clonekit.records import Call, Fd, Slot
-from clonekit.trees import kernel_has, made, mounted, opened, option
+from clonekit.trees import attached_meanwhile, kernel_has, made, mounted, opened, option
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: What separates or escapes layers where they are given by name.
 SEPARATORS = b":\\,"
+#: The names of the upper layer and its work directory, in memory.
+UPPER = (b"upper\0", b"work\0")
 DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -63,18 +65,21 @@ class Overlay(Mount):
         yield opened("overlay", context)
         if self.userxattr:
             yield option(context, "userxattr", True)
-        yield from self._by_descriptor(context) if kernel_has(6, 13) else self._by_name(context)
-        if self.in_memory:
-            yield from self._in_memory(context)
-        yield from mounted(context, flags, tree)
+        yield from self._by_descriptor(context) if by_descriptor() else self._by_name(context)
+        if not self.in_memory:
+            yield from mounted(context, flags, tree)
+            return
+        memory = Slot()
+        yield from made("tmpfs", {"mode": "755"}, 0, memory)
+        for name in UPPER:
+            yield Call("mkdirat", Fd(memory), name, 0o755)
+        yield from attached_meanwhile(memory, self._over(context, flags, tree))
+        yield Call("close", Fd(memory))
 
     def _by_descriptor(self, context: Slot) -> Records:
         """Each layer opened by itself: an error says which is missing, and no name is too long."""
         for name, path in self.layers():
-            layer = Slot()
-            yield Call("openat", lib.AT_FDCWD, path, DIRECTORY, 0, to=layer)
-            yield option(context, name, Fd(layer))
-            yield Call("close", Fd(layer))
+            yield from layer(context, name, path)
 
     def _by_name(self, context: Slot) -> Records:
         """Layers by name, for kernels before 6.13: one text for all that are below."""
@@ -89,27 +94,31 @@ class Overlay(Mount):
         for name, path in self.layers()[len(self.lower) :]:
             yield option(context, name, path[:-1])
 
-    def _in_memory(self, context: Slot) -> Records:
-        """An upper layer in a tmpfs that is mounted nowhere."""
-        if not kernel_has(6, 15):
-            msg = (
-                "overlay: in_memory needs Linux 6.15; give upper= and work=, two directories of a "
-                "file system that may be written"
-            )
-            raise DeclarationError(msg)
-        memory = Slot()
-        yield from made("tmpfs", {"mode": "755"}, 0, memory)
-        for name in (b"upper", b"work"):
-            layer = Slot()
-            yield Call("mkdirat", Fd(memory), name + b"\0", 0o755)
-            yield Call("openat", Fd(memory), name + b"\0", DIRECTORY, 0, to=layer)
-            yield option(context, f"{name.decode()}dir", Fd(layer))
-            yield Call("close", Fd(layer))
-        yield Call("close", Fd(memory))
+    def _over(self, context: Slot, flags: int, tree: Slot) -> Records:
+        """The layers put together, with those that are in the current directory."""
+        for option_name, name in zip(("upperdir", "workdir"), UPPER, strict=True):
+            if by_descriptor():
+                yield from layer(context, option_name, name)
+            else:
+                yield option(context, option_name, name[:-1])
+        yield from mounted(context, flags, tree)
 
     def source(self) -> str:
         """Its type, and how many layers it has."""
         return f"overlay of {len(self.lower) + (self.upper is not None or self.in_memory)}"
+
+
+def by_descriptor() -> bool:
+    """Whether a layer can be given by descriptor."""
+    return kernel_has(6, 13)
+
+
+def layer(context: Slot, name: str, path: bytes) -> Records:
+    """One layer, by descriptor."""
+    directory = Slot()
+    yield Call("openat", lib.AT_FDCWD, path, DIRECTORY, 0, to=directory)
+    yield option(context, name, Fd(directory))
+    yield Call("close", Fd(directory))
 
 
 def overlay(
@@ -133,8 +142,7 @@ def overlay(
     `upper` then needs extended attributes of users.
 
     Raises: EINVAL for layers that cannot be; EPERM in a user namespace before Linux 5.11.
-    Since: in a user namespace Linux 5.11, `in_memory` 6.15. See: overlayfs in the kernel's
-        documentation.
+    Since: in a user namespace Linux 5.11. See: overlayfs in the kernel's documentation.
     """
     many = [lower] if isinstance(lower, str | bytes | os.PathLike) else list(lower)
     if not many:

@@ -30,6 +30,8 @@ from clonekit.steps.limits import (
 )
 from clonekit.steps.mounts import (
     enter_root,
+    make_path_read_only,
+    mask_path,
     mount,
     new_root,
     set_propagation,
@@ -108,8 +110,10 @@ __all__ = [
     "join_session_keyring",
     "keep_capabilities",
     "listen_socket",
+    "make_path_read_only",
     "map_gid",
     "map_uid",
+    "mask_path",
     "mount",
     "new_core_cookie",
     "new_namespaces",
