@@ -62,7 +62,9 @@ def parts_of(target: Path) -> list[bytes]:
     return parts
 
 
-def set_attributes(tree: Slot, flags: int, *, recursive: bool, tolerate: tuple[int, ...] = ()) -> Call:
+def set_attributes(
+    tree: Slot, flags: int, *, recursive: bool, tolerate: tuple[int, ...] = ()
+) -> Call:
     """Flags of a mount, or of all in its tree, set and never cleared: some are locked."""
     at = lib.AT_EMPTY_PATH | (lib.AT_RECURSIVE if recursive else 0)
     wanted = Data(ATTRIBUTES.pack(flags, 0, 0, 0))
@@ -96,7 +98,7 @@ def cloned_place(place: Slot, tree: Slot, *, tolerate: tuple[int, ...] = ()) -> 
 
 
 def cloned_in(directory: Slot, name: bytes, tree: Slot) -> Records:
-    """A copy of a file in a tree that is mounted nowhere; before Linux 6.15 it is for that moment."""
+    """A copy of a file in a tree that is mounted nowhere, but for a moment before Linux 6.15."""
     clone = lib.OPEN_TREE_CLONE | lib.OPEN_TREE_CLOEXEC
     copy = Call("open_tree", Fd(directory), name, clone, to=tree)
     yield from [copy] if kernel_has(6, 15) else attached_meanwhile(directory, [copy])
@@ -157,9 +159,7 @@ def option(context: Slot, name: str, value: object) -> Call:
     return Call("fsconfig", Fd(context), lib.FSCONFIG_SET_STRING, key, refuse_nul(text, name), 0)
 
 
-def found(
-    path: bytes, to: Slot, flags: int = 0, *, tolerate: tuple[int, ...] = ()
-) -> Call:
+def found(path: bytes, to: Slot, flags: int = 0, *, tolerate: tuple[int, ...] = ()) -> Call:
     """A descriptor for what stands at this place in the root."""
     how = Data(OPEN_HOW.pack(os.O_PATH | os.O_CLOEXEC | flags, 0, INSIDE))
     return Call(
@@ -199,6 +199,4 @@ def attached(tree: object, place: Slot, *, tolerate: tuple[int, ...] = ()) -> Ca
 def attached_at(tree: Slot, directory: Slot | int, path: bytes) -> Call:
     """The tree at a path that nobody else could have changed."""
     start = directory if isinstance(directory, int) else Fd(directory)
-    return Call(
-        "move_mount", Fd(tree), NOTHING, start, path + b"\0", lib.MOVE_MOUNT_F_EMPTY_PATH
-    )
+    return Call("move_mount", Fd(tree), NOTHING, start, path + b"\0", lib.MOVE_MOUNT_F_EMPTY_PATH)

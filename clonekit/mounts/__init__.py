@@ -1,4 +1,4 @@
-"""What is mounted for a program, as values: `mounts=[proc(), bind("/usr", "/usr", read_only=True)]`.
+"""What is mounted for a program, as values: `mounts=[proc(), tmpfs("/tmp"), bind("/usr", "/usr")]`.
 
 They are mounted in the order given. A source is a path in the root that the caller has; a target is
 a path in the program's root, where a missing mount point is made. A value whose target is "/" is a

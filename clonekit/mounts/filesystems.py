@@ -129,7 +129,9 @@ def cgroup2(target: Path = "/sys/fs/cgroup", *, read_only: bool = True) -> FileS
     return FileSystem("cgroup2", target, {}, flags)
 
 
-def pts_options(mode: int = 0o620, ptmxmode: int = 0o666, gid: int | None = None) -> dict[str, object]:
+def pts_options(
+    mode: int = 0o620, ptmxmode: int = 0o666, gid: int | None = None
+) -> dict[str, object]:
     """The options of devpts."""
     return {
         "newinstance": True,

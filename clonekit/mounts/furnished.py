@@ -87,12 +87,14 @@ class Dev(Mount):
         for name, numbers in DEVICES.items():
             device = look_at_device(b"/dev/%b\0" % name.encode())
             if (os.major(device), os.minor(device)) != numbers:
-                msg = f"/dev/{name} is device {os.major(device)}:{os.minor(device)} here, not its own"
+                msg = (
+                    f"/dev/{name} is device {os.major(device)}:{os.minor(device)} here, not its own"
+                )
                 raise DeclarationError(msg)
         for path in self.devices:
             look_at_device(path)
         standard = [b"/dev/%b\0" % name.encode() for name in DEVICES]
-        return [(path, os.path.basename(path[:-1])) for path in (*standard, *self.devices)]
+        return [(path, path[path.rindex(b"/") + 1 : -1]) for path in (*standard, *self.devices)]
 
     def late_flags(self) -> int:
         """None: it is no root."""
@@ -119,9 +121,7 @@ def look_at_device(path: bytes) -> int:
     return status.st_rdev
 
 
-def dev(
-    target: Path = "/dev", *, devices: Sequence[Path] = (), read_only: bool = False
-) -> Dev:
+def dev(target: Path = "/dev", *, devices: Sequence[Path] = (), read_only: bool = False) -> Dev:
     """A minimal /dev: null, zero, full, random, urandom and tty of ours, pts and shm of its own.
 
     A tmpfs with these, the links fd, stdin, stdout, stderr and ptmx, and further `devices` of ours,

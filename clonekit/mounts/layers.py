@@ -64,7 +64,7 @@ class Overlay(Mount):
         context = Slot()
         yield opened("overlay", context)
         if self.userxattr:
-            yield option(context, "userxattr", True)
+            yield option(context, "userxattr", value=True)
         yield from self._by_descriptor(context) if by_descriptor() else self._by_name(context)
         if not self.in_memory:
             yield from mounted(context, flags, tree)
@@ -86,8 +86,8 @@ class Overlay(Mount):
         for _, path in self.layers():
             if any(byte in SEPARATORS for byte in path):
                 msg = (
-                    f"overlay: {os.fsdecode(path[:-1])!r}: a layer whose name has a colon, comma or "
-                    "backslash needs Linux 6.13; give it another name"
+                    f"overlay: {os.fsdecode(path[:-1])!r}: a layer with a colon, a comma or a "
+                    "backslash in its name needs Linux 6.13; give it another name"
                 )
                 raise DeclarationError(msg)
         yield option(context, "lowerdir", b":".join(path[:-1] for path in self.lower))

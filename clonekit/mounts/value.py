@@ -54,7 +54,7 @@ class Mount:
         """The calls that make it, detached, with these flags."""
         raise NotImplementedError
 
-    def furnish(self, tree: Slot) -> Records:
+    def furnish(self, tree: Slot) -> Records:  # noqa: ARG002 - for those that have more to do
         """The calls that complete it where it stands."""
         yield from ()
 
@@ -75,7 +75,7 @@ class Mount:
 
     def late_flags(self) -> int:
         """Of a root: the flags that it gets when all is mounted in it."""
-        return self.flags & lib.MOUNT_ATTR_RDONLY
+        return self.flags & FLAGS["read_only"]
 
     def source(self) -> str:
         """What is mounted, in a word."""
@@ -131,7 +131,7 @@ def path_here(path: Path, name: str) -> bytes:
     if not isinstance(path, str | bytes | os.PathLike) or not os.fspath(path):
         msg = f"{name} is {path!r}; give a path"
         raise DeclarationError(msg)
-    return refuse_nul(os.path.abspath(os.fsencode(path)), name)
+    return refuse_nul(os.path.abspath(os.fsencode(path)), name)  # noqa: PTH100 - pathlib is slow to import
 
 
 def look(path: bytes, name: str, told: str) -> int:

@@ -127,9 +127,7 @@ def each_path(paths: object) -> Iterable[tuple[object, ...]]:
     return [(path,) for path in ([paths] if isinstance(paths, str | bytes) else paths)]  # type: ignore[attr-defined]
 
 
-@step(
-    phase="mounts", field="masked_paths", each=each_path, option=Option("PATH", many=list)
-)
+@step(phase="mounts", field="masked_paths", each=each_path, option=Option("PATH", many=list))
 def mask_path(path: str | bytes | os.PathLike[str]) -> Records:
     """Hide what is at a path of the root: the null device over a file, nothing over a directory.
 
@@ -193,9 +191,7 @@ def refuse_root(name: bytes, path: object) -> None:
         raise DeclarationError(msg)
 
 
-@step(
-    phase="mounts", field="readonly_paths", each=each_path, option=Option("PATH", many=list)
-)
+@step(phase="mounts", field="readonly_paths", each=each_path, option=Option("PATH", many=list))
 def make_path_read_only(path: str | bytes | os.PathLike[str]) -> Records:
     """Let nobody write to a path of the root and all below it, other mounts too: mount_setattr.
 
