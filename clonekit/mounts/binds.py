@@ -127,7 +127,7 @@ class Attached(Mount):
 def attach(mount: object, target: Path, *, file: bool = False) -> Attached:
     """A mount that was made before and is nowhere yet, by its descriptor: move_mount.
 
-    Such a descriptor comes from open_tree or fsmount. Ours, or a Slot. It can be attached once.
+    It is ours or a Slot, from open_tree or fsmount, and can be attached once.
     `file` says that it is a file that is mounted.
 
     Raises: EINVAL for one that is attached already. See: move_mount(2).
