@@ -37,6 +37,7 @@ from clonekit.records import (
 )
 from clonekit.steps.descriptors import INHERIT, own_table, targets_of
 from clonekit.steps.opening import receive_descriptors
+from clonekit.trees import ROOT
 from clonekit.untraceable import (
     dumps_end_all,
     joins_users,
@@ -218,6 +219,9 @@ class Arranged:
         if isinstance(of, Slot) and of not in self._makers:
             if isinstance(of, ChildFd) and not self.manner.exists:
                 msg = f"{of!r} is not ours; fetch() gives a descriptor of ours for the same file"
+                raise DeclarationError(msg)
+            if of == ROOT:
+                msg = 'there is no root to mount in; put new_root(...) first, "/" for the present'
                 raise DeclarationError(msg)
             self.inputs[of] = None
 

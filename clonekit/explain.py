@@ -50,6 +50,9 @@ SIGNATURES: dict[str, str] = {
     "fchmodat": "at s o",
     "fchownat": "at s n n n",
     "fcntl": "fd F_ n",
+    "fsconfig": "fd FSCONFIG_ s s fd",
+    "fsmount": "fd FSMOUNT_| MOUNT_ATTR_|",
+    "fsopen": "s FSOPEN_|",
     "getpgid": "n",
     "ioctl": "fd TIOC p",
     "ioprio_set": "n n n",
@@ -61,6 +64,9 @@ SIGNATURES: dict[str, str] = {
     "mkdirat": "at s o",
     "mknodat": "at s o n",
     "mount": "s s s MS_| s",
+    "mount_setattr": "at s TREE_| p32 n",
+    "move_mount": "at s at s MOVE_MOUNT_|",
+    "open_tree": "at s TREE_|",
     "openat": "at s O_| o",
     "openat2": "at s p24 n",
     "personality": "n",
@@ -78,6 +84,7 @@ SIGNATURES: dict[str, str] = {
     "sched_setattr": "n p56 n",
     "seccomp": "SECCOMP_SET_ n p16",
     "set_mempolicy": "MPOL_ p8 n",
+    "sendfile": "fd fd p8 n",
     "setdomainname": "t@1 n",
     "setgroups": "n p@0*4",
     "sethostname": "t@1 n",
@@ -91,12 +98,16 @@ SIGNATURES: dict[str, str] = {
     "socket": "AF_ n n",
     "symlinkat": "s at s",
     "umask": "o",
-    "umount2": "s n",
+    "umount2": "s MNT_|",
     "unlinkat": "at s n",
     "unshare": "CLONE_NEW|",
     "write": "fd t@2 n",
 }
-PRCTL_OPTIONS = ("PR_SET_", "PR_GET_", "PR_CAPBSET_", "PR_CAP_AMBIENT", "PR_SCHED_CORE")
+#: Constants that belong together without a prefix of their own.
+FAMILIES = {
+    "PR_": ("PR_SET_", "PR_GET_", "PR_CAPBSET_", "PR_CAP_AMBIENT", "PR_SCHED_CORE"),
+    "TREE_": ("OPEN_TREE_", "AT_EMPTY_PATH", "AT_RECURSIVE", "AT_SYMLINK_NOFOLLOW"),
+}
 SHORT = 16
 SHOWN = 4
 LONGEST = 200
@@ -107,7 +118,7 @@ _constants: dict[str, dict[int, str]] = {}
 def constants(prefix: str) -> dict[int, str]:
     """The constants of a prefix by value; the shortest name where several agree."""
     if prefix not in _constants:
-        starts = PRCTL_OPTIONS if prefix == "PR_" else (prefix,)
+        starts = FAMILIES.get(prefix, (prefix,))
         table: dict[int, str] = {}
         for name in sorted(dir(lib), key=lambda name: (len(name), name)):
             if name.startswith(starts) and (prefix != "SIG" or "_" not in name):
@@ -231,7 +242,7 @@ def shown_number(value: int, word: str) -> str:
         return "AT_FDCWD"
     if word == "o":
         return f"{value:#o}"
-    if word[0] in "pv" and value == 0:
+    if word[0] in "pvs" and value == 0:
         return "NULL"
     if word.endswith("|"):
         return flags_of(value, word[:-1])

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 FIRST_KERNEL = {
     "clone3": "5.3",
     "close_range": "5.9",
+    "fsopen": "5.2",
     "landlock_restrict_self": "5.13",
+    "mount_setattr": "5.12",
+    "move_mount": "5.2",
+    "open_tree": "5.2",
     "openat2": "5.6",
     "pidfd_getfd": "5.6",
     "pidfd_open": "5.3",
@@ -37,6 +41,25 @@ SHORTAGES = {
     errno.EAGAIN: "RLIMIT_NPROC or the pids limit of the cgroup is reached",
     errno.ENOMEM: "memory is short, or the PID namespace for our children has lost its init",
 }
+#: What an errno of a call that mounts mostly means.
+OF_MOUNTS = {
+    ("fsconfig", errno.EINVAL): "the file system does not know this option, or not this value",
+    ("fsopen", errno.ENODEV): "the kernel has no file system of this type",
+    ("mkdirat", errno.EROFS): "a mount point is missing where nothing can be made; make it before",
+    ("mknodat", errno.EROFS): "a mount point is missing where nothing can be made; make it before",
+    ("move_mount", errno.EINVAL): "a file is mounted on a file, and a directory on a directory",
+    ("open_tree", errno.EINVAL): (
+        "it has mounts below it that are locked in this user namespace: bind it recursively"
+    ),
+    ("openat2", errno.EAGAIN): "somebody renames or mounts things there; try again",
+    ("openat2", errno.ELOOP): "a symlink of /proc is on the way, or too many others",
+    ("openat2", errno.ENOENT): "a symlink there leads to nothing inside the root",
+    ("pivot_root", errno.EINVAL): "the root is the initial ramfs, which cannot be replaced",
+}
+REVEALING = (
+    "in a user namespace, proc needs a PID namespace of its own, sysfs a network namespace, mqueue "
+    "an IPC and cgroup2 a cgroup namespace; and the caller's own /proc and /sys are wholly visible"
+)
 #: What a call's EPERM (or EACCES) mostly means.
 CAPABILITY = {
     "bind": "CAP_NET_BIND_SERVICE for a port below 1024",
@@ -178,6 +201,8 @@ def hint_for(number: int, entry: dict[str, Any], program: Compiled) -> str:
         return f"perhaps the seccomp filter, which comes before it, does not allow {syscall}"
     if number == errno.ENOSYS and syscall in FIRST_KERNEL:
         return f"{syscall} needs Linux {FIRST_KERNEL[syscall]}, or is refused by a seccomp filter"
+    if entry["phase"] == "mounts":
+        return mount_hint(number, syscall)
     if syscall in ("execve", "execveat"):
         return exec_hint(number, syscall)
     if number not in (errno.EPERM, errno.EACCES):
@@ -191,6 +216,15 @@ def hint_for(number: int, entry: dict[str, Any], program: Compiled) -> str:
     if syscall in CAPABILITY:
         return f"it takes {CAPABILITY[syscall]}"
     return ""
+
+
+def mount_hint(number: int, syscall: str) -> str:
+    """Why a mount failed."""
+    if number != errno.EPERM:
+        return OF_MOUNTS.get((syscall, number), "")
+    if syscall in ("fsconfig", "fsmount"):
+        return REVEALING
+    return 'CAP_SYS_ADMIN in the mount namespace; add "user" to namespaces to have it inside'
 
 
 def exec_hint(number: int, syscall: str) -> str:

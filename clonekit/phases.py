@@ -13,6 +13,7 @@ PHASES: dict[str, str] = {
     "session": "a session and its terminal come before descriptors of the terminal are replaced",
     "adjust": "/proc/self is written before credentials change, which make it root's",
     "opening": "files are opened and sockets bound with the parent's ids, in the parent's root",
+    "mounts": "mounts are made of what the parent's root has, and then their own root is entered",
     "place": "then the root, the directory and the umask become the program's",
     "vector": "descriptors get their numbers before a limit could forbid a number",
     "limits": "limits are raised while we may, and after set-up has used what they bound",

@@ -10,6 +10,7 @@ from clonekit.linux.abi import lib
 from clonekit.phases import PHASES
 from clonekit.program import Program
 from clonekit.steps.execute import arguments, environment, execute
+from clonekit.steps.namespaces import OCI_NAMES
 from clonekit.steps.signals import PYTHON_IGNORES
 from clonekit.steps.step import KINDS, Step
 
@@ -32,6 +33,8 @@ for _kind in KINDS.values():
         FIELDS.setdefault(_kind.field, []).append(_kind)
 #: Fields that no step has: those of exec, and steps given as they are.
 OTHER_FIELDS = ("executable", "env", "steps", "check", "deadline")
+#: Fields that have a mount namespace furnished.
+OF_MOUNTS = ("mounts", "rootfs", "masked_paths", "readonly_paths")
 OF_EXEC = ("executable", "env")
 #: Fields whose steps depend on their values alone, not on our ids, files or descriptors.
 LASTING = {name for name, kinds in FIELDS.items() if all(kind.lasting for kind in kinds)}
@@ -93,6 +96,7 @@ class Spec:
         """The declaration as steps, in the order of the phases."""
         refuse_names_of_the_machine(self.fields)
         refuse_init_outside(self.fields)
+        refuse_mounts_of_the_parent(self.fields)
         of_exec = {name: self.fields[name] for name in OF_EXEC if name in self.fields}
         return [*in_order(with_defaults(self.fields)), execute(self.argv, **of_exec)]
 
@@ -217,12 +221,32 @@ def with_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
         and not denies_groups(fields)
     ):
         fields["groups"] = ()
+    if any(name in fields for name in OF_MOUNTS):
+        fields.setdefault("propagation", "private")
+        fields.setdefault("rootfs", "/")
     return fields
+
+
+def refuse_mounts_of_the_parent(fields: Mapping[str, Any]) -> None:
+    """Without a mount namespace, root would mount for the whole machine."""
+    given = [name for name in (*OF_MOUNTS, "propagation") if name in fields]
+    if not given or "join" in fields or fields.get("empty_mounts"):
+        return
+    if "mnt" not in namespace_names(fields):
+        msg = f'{given[0]} would change the mounts of the whole machine; add "mnt" to namespaces'
+        raise DeclarationError(msg)
+
+
+def namespace_names(fields: Mapping[str, Any]) -> set[str]:
+    """The new namespaces of a declaration, by the names of /proc/PID/ns."""
+    names = fields.get("namespaces", ())
+    given = names if isinstance(names, list | tuple | set | frozenset) else [names]
+    return {OCI_NAMES.get(name, name) for name in given if isinstance(name, str)}
 
 
 def refuse_names_of_the_machine(fields: Mapping[str, Any]) -> None:
     """Without a UTS namespace, root would name the whole machine."""
-    if "uts" in named(fields.get("namespaces", ())):
+    if "uts" in namespace_names(fields):
         return
     for field in ("hostname", "domainname"):
         if field in fields and "join" not in fields:
@@ -232,14 +256,9 @@ def refuse_names_of_the_machine(fields: Mapping[str, Any]) -> None:
 
 def refuse_init_outside(fields: Mapping[str, Any]) -> None:
     """An init that is not the first process of a PID namespace would end nothing."""
-    if fields.get("init") and "pid" not in named(fields.get("namespaces", ())):
+    if fields.get("init") and "pid" not in namespace_names(fields):
         msg = 'init is the first process of a new PID namespace; add "pid" to namespaces'
         raise DeclarationError(msg)
-
-
-def named(names: Any) -> Any:
-    """Namespaces as a declaration names them: one, or several."""
-    return names if isinstance(names, list | tuple | set | frozenset) else [names]
 
 
 def denies_groups(fields: Mapping[str, Any]) -> bool:

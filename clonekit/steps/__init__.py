@@ -14,8 +14,13 @@ from clonekit.steps.credentials import (
     set_securebits,
     set_uid,
 )
-from clonekit.steps.descriptors import place_descriptors
-from clonekit.steps.execute import execute, stop_at_exec
+from clonekit.steps.descriptors import (
+    place_descriptors,
+)
+from clonekit.steps.execute import (
+    execute,
+    stop_at_exec,
+)
 from clonekit.steps.limits import (
     new_core_cookie,
     set_affinity,
@@ -28,7 +33,11 @@ from clonekit.steps.limits import (
     set_scheduler,
     set_timer_slack,
 )
-from clonekit.steps.maps import map_gid, map_uid, nest_user_namespace
+from clonekit.steps.maps import (
+    map_gid,
+    map_uid,
+    nest_user_namespace,
+)
 from clonekit.steps.memory import (
     deny_write_execute,
     disable_huge_pages,
@@ -36,6 +45,14 @@ from clonekit.steps.memory import (
     merge_pages,
     run_init,
     set_coredump_filter,
+)
+from clonekit.steps.mounts import (
+    enter_root,
+    make_path_read_only,
+    mask_path,
+    mount,
+    new_root,
+    set_propagation,
 )
 from clonekit.steps.namespaces import (
     empty_mount_namespace,
@@ -103,6 +120,7 @@ __all__ = [
     "end_with_pidfd",
     "end_without_zombie",
     "enter_cgroup",
+    "enter_root",
     "execute",
     "ignore_signals",
     "install_seccomp_filter",
@@ -111,12 +129,16 @@ __all__ = [
     "keep_capabilities",
     "listen_socket",
     "load_first_stage",
+    "make_path_read_only",
     "map_gid",
     "map_uid",
+    "mask_path",
     "merge_pages",
+    "mount",
     "nest_user_namespace",
     "new_core_cookie",
     "new_namespaces",
+    "new_root",
     "new_session",
     "new_time_namespace",
     "open_file",
@@ -146,6 +168,7 @@ __all__ = [
     "set_parent_death_signal",
     "set_personality",
     "set_process_group",
+    "set_propagation",
     "set_rlimit",
     "set_scheduler",
     "set_securebits",
