@@ -12,6 +12,7 @@ from clonekit.steps.descriptors import INHERIT
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from clonekit import aio
+    from clonekit.landlock import Landlock
     from clonekit.suspended import Suspended
     from clonekit.waiting import Nascent, nascent
 
@@ -21,6 +22,7 @@ __all__ = [
     "DeclarationError",
     "Exit",
     "Fd",
+    "Landlock",
     "Nascent",
     "Process",
     "Program",
@@ -34,7 +36,13 @@ __all__ = [
 ]
 
 
-_HOMES = {"Nascent": "waiting", "Suspended": "suspended", "aio": "aio", "nascent": "waiting"}
+_HOMES = {
+    "Landlock": "landlock",
+    "Nascent": "waiting",
+    "Suspended": "suspended",
+    "aio": "aio",
+    "nascent": "waiting",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 FIRST_KERNEL = {
     "clone3": "5.3",
     "close_range": "5.9",
+    "landlock_create_ruleset": "5.13",
     "landlock_restrict_self": "5.13",
     "openat2": "5.6",
     "pidfd_getfd": "5.6",
@@ -53,6 +54,10 @@ CAPABILITY = {
     "setresgid": "CAP_SETGID",
     "setresuid": "CAP_SETUID",
     "unshare": "CAP_SYS_ADMIN",
+}
+#: What other errnos of a call mostly mean.
+OTHER = {
+    ("landlock_add_rule", errno.EINVAL): "what is no directory cannot have a right of directories",
 }
 
 
@@ -175,9 +180,10 @@ def hint_for(number: int, entry: dict[str, Any], program: Compiled) -> str:
     if number == errno.ENOSYS and syscall in FIRST_KERNEL:
         return f"{syscall} needs Linux {FIRST_KERNEL[syscall]}, or is refused by a seccomp filter"
     if syscall in ("execve", "execveat"):
-        return exec_hint(number, syscall)
+        ruled = any(step.phase == "landlock" for step in program.steps)
+        return exec_hint(number, syscall, ruled=ruled)
     if number not in (errno.EPERM, errno.EACCES):
-        return ""
+        return OTHER.get((syscall, number), "")
     if syscall in ("seccomp", "landlock_restrict_self"):
         return "without CAP_SYS_ADMIN this needs no_new_privs=True"
     if entry["phase"] == "maps":
@@ -189,8 +195,8 @@ def hint_for(number: int, entry: dict[str, Any], program: Compiled) -> str:
     return ""
 
 
-def exec_hint(number: int, syscall: str) -> str:
-    """Why a program could not begin."""
+def exec_hint(number: int, syscall: str, *, ruled: bool) -> str:
+    """Why a program could not begin; `ruled` by Landlock."""
     if number == errno.ETXTBSY:
         return (
             "somebody has the file open for writing, perhaps a child that another thread has just "
@@ -198,6 +204,11 @@ def exec_hint(number: int, syscall: str) -> str:
         )
     if number == errno.ENOENT and syscall == "execveat":
         return "a script given by a close-on-exec descriptor cannot be read again; give its path"
+    if number == errno.EACCES and ruled:
+        return (
+            "perhaps the Landlock rules, which come before it, do not let it and the loader that "
+            "it names be read and executed"
+        )
     if number == errno.EACCES:
         return "it is not executable, its file system is mounted noexec, or a directory is closed"
     if number == errno.ENOEXEC:

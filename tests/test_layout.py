@@ -21,7 +21,7 @@ FLOORS = (
     ("_machine",),
     ("errors", "linux"),
     ("records",),
-    ("steps", "phases"),
+    ("steps", "phases", "landlock"),
     ("manners",),
     ("completion", "untraceable"),
     ("arrange",),

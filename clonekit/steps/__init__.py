@@ -66,6 +66,7 @@ from clonekit.steps.place import (
 )
 from clonekit.steps.sandbox import (
     install_seccomp_filter,
+    make_ruleset,
     restrict_with_landlock,
     set_attribute,
     system_call,
@@ -101,6 +102,7 @@ __all__ = [
     "join_session_keyring",
     "keep_capabilities",
     "listen_socket",
+    "make_ruleset",
     "map_gid",
     "map_uid",
     "new_core_cookie",
