@@ -12,12 +12,14 @@ from clonekit.steps.descriptors import INHERIT
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from clonekit import aio
+    from clonekit.cgroup import Cgroup
     from clonekit.landlock import Landlock
     from clonekit.suspended import Suspended
     from clonekit.waiting import Nascent, nascent
 
 __all__ = [
     "INHERIT",
+    "Cgroup",
     "ChildFd",
     "DeclarationError",
     "Exit",
@@ -37,6 +39,7 @@ __all__ = [
 
 
 _HOMES = {
+    "Cgroup": "cgroup",
     "Landlock": "landlock",
     "Nascent": "waiting",
     "Suspended": "suspended",

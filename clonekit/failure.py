@@ -38,6 +38,13 @@ SHORTAGES = {
     errno.EAGAIN: "RLIMIT_NPROC or the pids limit of the cgroup is reached",
     errno.ENOMEM: "memory is short, or the PID namespace for our children has lost its init",
 }
+#: What they mostly mean of a clone into a cgroup.
+OF_CGROUP = {
+    errno.EBUSY: "the group has domain controllers enabled for its children; use one of those",
+    errno.EOPNOTSUPP: "the group is below one of threads (cgroup.type), and takes no processes",
+    errno.ENODEV: "the group has been removed",
+    errno.ENOENT: "the group has been removed",
+}
 #: What a call's EPERM (or EACCES) mostly means.
 CAPABILITY = {
     "bind": "CAP_NET_BIND_SERVICE for a port below 1024",
@@ -149,8 +156,8 @@ def clone_hint(number: int, flags: int) -> str:
         return 'new namespaces need CAP_SYS_ADMIN; add "user" to namespaces to have it inside'
     if number == errno.ENOSPC and flags & lib.CLONE_NEWUSER:
         return "the limit of nested or of user namespaces is reached (user.max_user_namespaces)"
-    if number == errno.EBUSY and flags & lib.CLONE_INTO_CGROUP:
-        return "the group has domain controllers enabled for its children; use one of those"
+    if flags & lib.CLONE_INTO_CGROUP and number in OF_CGROUP:
+        return OF_CGROUP[number]
     return SHORTAGES.get(number, "")
 
 

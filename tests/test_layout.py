@@ -21,7 +21,7 @@ FLOORS = (
     ("_machine",),
     ("errors", "linux"),
     ("records",),
-    ("steps", "phases", "landlock"),
+    ("steps", "phases", "landlock", "cgroup"),
     ("manners",),
     ("completion", "untraceable"),
     ("arrange",),
