@@ -12,17 +12,21 @@ from clonekit.steps.descriptors import INHERIT
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from clonekit import aio
+    from clonekit.cgroup import Cgroup
     from clonekit.entering import Entrance, enter
+    from clonekit.landlock import Landlock
     from clonekit.suspended import Suspended
     from clonekit.waiting import Nascent, nascent
 
 __all__ = [
     "INHERIT",
+    "Cgroup",
     "ChildFd",
     "DeclarationError",
     "Entrance",
     "Exit",
     "Fd",
+    "Landlock",
     "Nascent",
     "Process",
     "Program",
@@ -43,6 +47,8 @@ _HOMES = {
     "Suspended": "suspended",
     "aio": "aio",
     "enter": "entering",
+    "Cgroup": "cgroup",
+    "Landlock": "landlock",
     "nascent": "waiting",
 }
 

@@ -57,6 +57,8 @@ SIGNATURES: dict[str, str] = {
     "ioctl": "fd TIOC p",
     "ioprio_set": "n n n",
     "keyctl": "KEYCTL_ s",
+    "landlock_add_rule": "fd n p12 n",
+    "landlock_create_ruleset": "p@1 n n",
     "landlock_restrict_self": "fd n",
     "linkat": "at s at s n",
     "listen": "fd n",

@@ -20,6 +20,7 @@ FIRST_KERNEL = {
     "clone3": "5.3",
     "close_range": "5.9",
     "fsopen": "5.2",
+    "landlock_create_ruleset": "5.13",
     "landlock_restrict_self": "5.13",
     "mount_setattr": "5.12",
     "move_mount": "5.2",
@@ -60,6 +61,13 @@ REVEALING = (
     "in a user namespace, proc needs a PID namespace of its own, sysfs a network namespace, mqueue "
     "an IPC and cgroup2 a cgroup namespace; and the caller's own /proc and /sys are wholly visible"
 )
+#: What they mostly mean of a clone into a cgroup.
+OF_CGROUP = {
+    errno.EBUSY: "the group has domain controllers enabled for its children; use one of those",
+    errno.EOPNOTSUPP: "the group is below one of threads (cgroup.type), and takes no processes",
+    errno.ENODEV: "the group has been removed",
+    errno.ENOENT: "the group has been removed",
+}
 #: What a call's EPERM (or EACCES) mostly means.
 CAPABILITY = {
     "bind": "CAP_NET_BIND_SERVICE for a port below 1024",
@@ -76,6 +84,10 @@ CAPABILITY = {
     "setresgid": "CAP_SETGID",
     "setresuid": "CAP_SETUID",
     "unshare": "CAP_SYS_ADMIN",
+}
+#: What other errnos of a call mostly mean.
+OTHER = {
+    ("landlock_add_rule", errno.EINVAL): "what is no directory cannot have a right of directories",
 }
 
 
@@ -171,8 +183,8 @@ def clone_hint(number: int, flags: int) -> str:
         return 'new namespaces need CAP_SYS_ADMIN; add "user" to namespaces to have it inside'
     if number == errno.ENOSPC and flags & lib.CLONE_NEWUSER:
         return "the limit of nested or of user namespaces is reached (user.max_user_namespaces)"
-    if number == errno.EBUSY and flags & lib.CLONE_INTO_CGROUP:
-        return "the group has domain controllers enabled for its children; use one of those"
+    if flags & lib.CLONE_INTO_CGROUP and number in OF_CGROUP:
+        return OF_CGROUP[number]
     return SHORTAGES.get(number, "")
 
 
@@ -204,9 +216,10 @@ def hint_for(number: int, entry: dict[str, Any], program: Compiled) -> str:
     if entry["phase"] == "mounts":
         return mount_hint(number, syscall)
     if syscall in ("execve", "execveat"):
-        return exec_hint(number, syscall)
+        ruled = any(step.phase == "landlock" for step in program.steps)
+        return exec_hint(number, syscall, ruled=ruled)
     if number not in (errno.EPERM, errno.EACCES):
-        return ""
+        return OTHER.get((syscall, number), "")
     if syscall in ("seccomp", "landlock_restrict_self"):
         return "without CAP_SYS_ADMIN this needs no_new_privs=True"
     if entry["phase"] == "maps":
@@ -227,8 +240,8 @@ def mount_hint(number: int, syscall: str) -> str:
     return 'CAP_SYS_ADMIN in the mount namespace; add "user" to namespaces to have it inside'
 
 
-def exec_hint(number: int, syscall: str) -> str:
-    """Why a program could not begin."""
+def exec_hint(number: int, syscall: str, *, ruled: bool) -> str:
+    """Why a program could not begin; `ruled` by Landlock."""
     if number == errno.ETXTBSY:
         return (
             "somebody has the file open for writing, perhaps a child that another thread has just "
@@ -236,6 +249,11 @@ def exec_hint(number: int, syscall: str) -> str:
         )
     if number == errno.ENOENT and syscall == "execveat":
         return "a script given by a close-on-exec descriptor cannot be read again; give its path"
+    if number == errno.EACCES and ruled:
+        return (
+            "perhaps the Landlock rules, which come before it, do not let it and the loader that "
+            "it names be read and executed"
+        )
     if number == errno.EACCES:
         return "it is not executable, its file system is mounted noexec, or a directory is closed"
     if number == errno.ENOEXEC:

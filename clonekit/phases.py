@@ -15,6 +15,7 @@ PHASES: dict[str, str] = {
     "opening": "files are opened and sockets bound with the parent's ids, in the parent's root",
     "mounts": "mounts are made of what the parent's root has, and then their own root is entered",
     "place": "then the root, the directory and the umask become the program's",
+    "rules": "paths of rules are opened in that root, with the parent's ids and descriptors",
     "vector": "descriptors get their numbers before a limit could forbid a number",
     "limits": "limits are raised while we may, and after set-up has used what they bound",
     "scheduling": "so are priorities",

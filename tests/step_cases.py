@@ -20,8 +20,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from clonekit import Exit, Program, Slot, SpawnError, spawn
+from clonekit import Exit, Landlock, Program, Slot, SpawnError, spawn
 from clonekit.completion import CLOSED_PHASES
+from clonekit.linux import FsAccess
 from clonekit.linux.abi import NUMBERS, call, lib
 from clonekit.steps import (
     bind_socket,
@@ -44,6 +45,7 @@ from clonekit.steps import (
     join_session_keyring,
     keep_capabilities,
     listen_socket,
+    make_ruleset,
     map_gid,
     map_uid,
     new_core_cookie,
@@ -1123,6 +1125,17 @@ def no_directory_may_be_made(room: Room) -> list[Step]:
     return [set_no_new_privs(), restrict_with_landlock(ruleset(room))]
 
 
+@succeeds(
+    "restrict_with_landlock",
+    ("sh", "-c", "mkdir /tmp/clonekit-no 2>&1 || true"),
+    lambda text: "denied" in text,
+    ("landlock",),
+)
+def rules_made_and_enforced_at_once(room: Room) -> list[Step]:
+    rules = Landlock(fs={room.path: FsAccess.MAKE_DIR}, abi=1)
+    return [set_no_new_privs(), restrict_with_landlock(rules)]
+
+
 @fails("restrict_with_landlock", errno.EBADFD, needs=("landlock",))
 def a_descriptor_of_no_ruleset(room: Room) -> list[Step]:
     return [set_no_new_privs(), restrict_with_landlock(room.open("/dev/null"))]
@@ -1131,6 +1144,37 @@ def a_descriptor_of_no_ruleset(room: Room) -> list[Step]:
 @fails("restrict_with_landlock", errno.EPERM)
 def landlock_behind_a_filter(room: Room) -> list[Step]:
     return [*behind("landlock_restrict_self"), restrict_with_landlock(room.open("/dev/null"))]
+
+
+@succeeds(
+    "make_ruleset",
+    ("sh", "-c", "cat /etc/passwd && mkdir /tmp/clonekit-no 2>&1 || true"),
+    lambda text: "root:" in text and "denied" in text,
+    ("landlock",),
+)
+def rules_made_before_and_enforced_after(room: Room) -> list[Step]:
+    everywhere = Landlock(
+        read=["/", "/etc/passwd"], write=[room.open("/dev"), room.path], abi=1, best_effort=True
+    )
+    rules = Slot("rules")
+    return [make_ruleset(everywhere, rules), set_no_new_privs(), restrict_with_landlock(rules)]
+
+
+@fails("make_ruleset", errno.ENOENT, needs=("landlock",))
+def a_rule_for_what_is_not_there(room: Room) -> list[Step]:
+    return [make_ruleset(Landlock(read=[room.path / "absent"]), Slot("rules"))]
+
+
+@fails("make_ruleset", errno.ELOOP, needs=("landlock",))
+def a_rule_over_a_symlink_where_none_may_be(room: Room) -> list[Step]:
+    (room.path / "link").symlink_to("/usr")
+    rules = Landlock(read=[room.path / "link" / "bin"], symlinks=False)
+    return [make_ruleset(rules, Slot("rules"))]
+
+
+@fails("make_ruleset", errno.EINVAL, needs=("landlock",))
+def a_file_has_no_right_of_directories(_: Room) -> list[Step]:
+    return [make_ruleset(Landlock(fs={"/etc/passwd": FsAccess.MAKE_DIR}), Slot("rules"))]
 
 
 @succeeds("install_seccomp_filter", STATUS, line("Seccomp", 2))

@@ -21,7 +21,7 @@ FLOORS = (
     ("_machine",),
     ("errors", "linux"),
     ("records",),
-    ("steps", "phases", "mounts", "trees"),
+    ("steps", "phases", "mounts", "trees", "landlock", "cgroup"),
     ("manners",),
     ("completion", "untraceable"),
     ("bridge",),

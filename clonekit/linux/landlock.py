@@ -6,50 +6,32 @@ import errno
 import os
 import stat
 import struct
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from clonekit.linux.abi import call, lib
-from clonekit.linux.flags import FsAccess, NetAccess, Scope
+from clonekit.linux.landlock_rules import NOT_HERE, OF_FILES, Restrictions, rules_of
 from clonekit.linux.memory import address
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from types import TracebackType
-    from typing import Any, Protocol, Self, TypeAlias
+    from typing import Any, Self
 
-    class HasFileno(Protocol):
-        """An open file."""
+    from clonekit.linux.landlock_rules import Place
 
-        def fileno(self) -> int:
-            """Its descriptor."""
-
-    Place: TypeAlias = str | bytes | os.PathLike[str] | int | HasFileno
+__all__ = [
+    "Restrictions",
+    "Ruleset",
+    "abi",
+    "add_path_rule",
+    "add_port_rule",
+    "create_ruleset",
+    "restrict_self",
+]
 
 # Enumerators of linux/landlock.h, enum landlock_rule_type.
-_RULE_PATH_BENEATH, _RULE_NET_PORT = 1, 2
+RULE_PATH_BENEATH, RULE_NET_PORT = 1, 2
 _NONE_HERE = (errno.ENOSYS, errno.EOPNOTSUPP)
-_LAST_PORT = 65535
-
-_READ = FsAccess.READ_FILE | FsAccess.READ_DIR
-_WRITE = (
-    FsAccess.WRITE_FILE | FsAccess.TRUNCATE | FsAccess.REMOVE_DIR | FsAccess.REMOVE_FILE
-    | FsAccess.MAKE_CHAR | FsAccess.MAKE_DIR | FsAccess.MAKE_REG | FsAccess.MAKE_SOCK
-    | FsAccess.MAKE_FIFO | FsAccess.MAKE_BLOCK | FsAccess.MAKE_SYM | FsAccess.REFER
-)  # fmt: skip
-_OF_FILES = (
-    FsAccess.EXECUTE | FsAccess.READ_FILE | FsAccess.WRITE_FILE | FsAccess.TRUNCATE
-    | FsAccess.IOCTL_DEV | FsAccess.RESOLVE_UNIX
-)  # fmt: skip
-#: What came after the first ABI: with which, and the first kernel that has it.
-_YOUNGER: tuple[tuple[int, str, FsAccess | NetAccess | Scope], ...] = (
-    (2, "5.19", FsAccess.REFER),
-    (3, "6.2", FsAccess.TRUNCATE),
-    (4, "6.7", NetAccess.BIND_TCP | NetAccess.CONNECT_TCP),
-    (5, "6.10", FsAccess.IOCTL_DEV),
-    (6, "6.12", Scope.ABSTRACT_UNIX_SOCKET | Scope.SIGNAL),
-    (9, "7.1", FsAccess.RESOLVE_UNIX),
-    (10, "7.2", NetAccess.BIND_UDP | NetAccess.CONNECT_SEND_UDP),
-)
 
 
 def abi() -> int:
@@ -86,7 +68,7 @@ def add_path_rule(ruleset: int, beneath: int, allowed: int) -> None:
     Since: Linux 5.13. See: landlock_add_rule(2).
     """
     rule = struct.pack("=Qi", allowed, beneath)
-    call("landlock_add_rule", ruleset, _RULE_PATH_BENEATH, address(rule), 0)
+    call("landlock_add_rule", ruleset, RULE_PATH_BENEATH, address(rule), 0)
 
 
 def add_port_rule(ruleset: int, port: int, allowed: int) -> None:
@@ -96,7 +78,7 @@ def add_port_rule(ruleset: int, port: int, allowed: int) -> None:
     Since: Linux 6.7. See: landlock_add_rule(2).
     """
     rule = struct.pack("=QQ", allowed, port)
-    call("landlock_add_rule", ruleset, _RULE_NET_PORT, address(rule), 0)
+    call("landlock_add_rule", ruleset, RULE_NET_PORT, address(rule), 0)
 
 
 def restrict_self(ruleset: int, flags: int = 0) -> None:
@@ -106,25 +88,6 @@ def restrict_self(ruleset: int, flags: int = 0) -> None:
     Since: Linux 5.13. See: landlock_restrict_self(2).
     """
     call("landlock_restrict_self", ruleset, flags)
-
-
-class Restrictions(NamedTuple):
-    """What a ruleset forbids, but for what its rules allow."""
-
-    fs: FsAccess = FsAccess(0)
-    net: NetAccess = NetAccess(0)
-    scope: Scope = Scope(0)
-
-    def known_to(self, version: int) -> tuple[Restrictions, list[str]]:
-        """That part of it which this version of Landlock has, and a word for each other part."""
-        kept: list[FsAccess | NetAccess | Scope] = list(self)
-        lacking = []
-        for first, kernel, younger in _YOUNGER:
-            for n, asked in enumerate(self):
-                if first > version and type(asked) is type(younger) and asked & younger:
-                    kept[n] &= ~younger
-                    lacking.append(f"{(asked & younger).name} needs Linux {kernel} (ABI {first})")
-        return Restrictions(*kept), lacking  # type: ignore[arg-type]
 
 
 class Ruleset:
@@ -138,7 +101,8 @@ class Ruleset:
     - `fs`: a mapping of paths to `FsAccess`, for what these do not say.
     - `handled`: `FsAccess` that is forbidden too, where no rule allows it.
     - `tcp_bind`, `tcp_connect`, `udp_bind`, `udp_connect`: ports.
-    - `scopes`: `Scope`, what is forbidden towards processes outside: signals, abstract sockets.
+    - `scopes`: what is forbidden towards processes outside, as `Scope` or by name: "signal",
+      "abstract_unix_socket".
 
     Paths are resolved now, as this process sees them; an open file or a descriptor does too. The
     ruleset owns a descriptor, which `close` or the end of the block closes. It may be used many
@@ -169,39 +133,23 @@ class Ruleset:
         tcp_connect: Iterable[int] | None = None,
         udp_bind: Iterable[int] | None = None,
         udp_connect: Iterable[int] | None = None,
-        scopes: int = 0,
+        scopes: int | Iterable[str] = 0,
         best_effort: bool = False,
     ) -> None:
         self._fd = -1
-        files, ports = FsAccess(handled), NetAccess(0)
-        path_rules: list[tuple[Place, int]] = [*(fs or {}).items()]
-        for _, access in path_rules:
-            files |= access
-        for name, places, forbidden, allowed in (
-            ("read", read, _READ, _READ),
-            ("write", write, _WRITE, _WRITE),
-            ("execute", execute, FsAccess.EXECUTE, FsAccess.EXECUTE | _READ),
-        ):
-            if places is not None:
-                files |= forbidden
-                path_rules += [(place, allowed) for place in _list_of(name, places)]
-        port_rules = []
-        for numbers, forbidden_port in (
-            (tcp_bind, NetAccess.BIND_TCP),
-            (tcp_connect, NetAccess.CONNECT_TCP),
-            (udp_bind, NetAccess.BIND_UDP),
-            (udp_connect, NetAccess.CONNECT_SEND_UDP),
-        ):
-            if numbers is not None:
-                ports |= forbidden_port
-                port_rules += [(_port(number), forbidden_port) for number in numbers]
-        asked = Restrictions(files, ports, Scope(scopes))
-        self.enforced = _enforceable(asked, best_effort=best_effort)
+        rules = rules_of(
+            fs,
+            [read, write, execute],
+            [tcp_bind, tcp_connect, udp_bind, udp_connect],
+            handled,
+            scopes,
+        )
+        self.enforced = _enforceable(rules.asked, best_effort=best_effort)
         self._fd = create_ruleset(*self.enforced)
         try:
-            for place, access in path_rules:
+            for place, access in rules.places:
                 self._allow(place, access)
-            for port, forbidden_port in port_rules:
+            for port, forbidden_port in rules.ports:
                 if forbidden_port & self.enforced.net:
                     add_port_rule(self._fd, port, forbidden_port)
         except BaseException:
@@ -218,7 +166,7 @@ class Ruleset:
         try:
             access &= self.enforced.fs
             if not stat.S_ISDIR(os.fstat(fd).st_mode):
-                access &= _OF_FILES
+                access &= OF_FILES
             if access:
                 add_path_rule(self._fd, fd, access)
         finally:
@@ -260,32 +208,11 @@ class Ruleset:
         return f"<Ruleset {'|'.join(parts)}{', closed' * (self._fd < 0)}>"
 
 
-def _list_of(name: str, places: Iterable[Place]) -> Iterable[Place]:
-    """A single path where a list is meant would be read letter by letter."""
-    if isinstance(places, str | bytes | os.PathLike):
-        from clonekit.errors import DeclarationError
-
-        msg = f"{name} is {places!r}; give a list of paths, as [{places!r}]"
-        raise DeclarationError(msg)
-    return places
-
-
-def _port(number: int) -> int:
-    """A port, checked: the kernel's error would not say which."""
-    if not 0 <= number <= _LAST_PORT:
-        from clonekit.errors import DeclarationError
-
-        msg = f"{number} is no port; give 0 to {_LAST_PORT}"
-        raise DeclarationError(msg)
-    return number
-
-
 def _enforceable(asked: Restrictions, *, best_effort: bool) -> Restrictions:
     """What of it this kernel can enforce, or an error that says since when it could."""
     version = abi()
     if not version:
-        msg = "landlock: it needs Linux 5.13, and its place in the list of security modules (lsm=)"
-        raise OSError(errno.EOPNOTSUPP, msg)
+        raise OSError(errno.EOPNOTSUPP, f"landlock: {NOT_HERE}")
     enforced, lacking = asked.known_to(version)
     if lacking and not (best_effort and any(enforced)):
         told = f"landlock: {'; '.join(lacking)}; this kernel has ABI {version}"

@@ -90,6 +90,7 @@ from clonekit.steps.place import (
 )
 from clonekit.steps.sandbox import (
     install_seccomp_filter,
+    make_ruleset,
     restrict_with_landlock,
     set_attribute,
     system_call,
@@ -130,6 +131,7 @@ __all__ = [
     "listen_socket",
     "load_first_stage",
     "make_path_read_only",
+    "make_ruleset",
     "map_gid",
     "map_uid",
     "mask_path",

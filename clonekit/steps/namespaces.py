@@ -78,7 +78,7 @@ def empty_mount_namespace() -> Records:
 def enter_cgroup(group: str | os.PathLike[str] | object) -> Records:
     """The child begins in this cgroup, a directory of the v2 hierarchy: CLONE_INTO_CGROUP.
 
-    A path, or a descriptor of ours or a Slot.
+    A path, a `clonekit.Cgroup`, a descriptor of ours or a Slot.
 
     Raises: EBUSY for a group whose children have domain controllers, EACCES, ENOENT.
     Since: Linux 5.7. See: clone(2), cgroups(7).
@@ -91,7 +91,7 @@ def enter_cgroup(group: str | os.PathLike[str] | object) -> Records:
             raise DeclarationError(msg) from None
         yield Clone(lib.CLONE_INTO_CGROUP, cgroup=Fd(fd), owner=OwnedFd(fd))
         return
-    yield Clone(lib.CLONE_INTO_CGROUP, cgroup=Fd(group))
+    yield Clone(lib.CLONE_INTO_CGROUP, cgroup=Fd(group), owner=group)
 
 
 class OwnedFd:

@@ -12,23 +12,75 @@ from clonekit.steps.step import Option, step
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Any
 
     from clonekit.records import Operand, Records
 
 INSTRUCTION_SIZE = 8
 MOST_INSTRUCTIONS = 4096
+#: Where a declaration's ruleset is between the step that makes it and the one that enforces it.
+RULESET = Slot(".landlock")
 
 
-@step(phase="landlock", field="landlock")
-def restrict_with_landlock(ruleset: object, flags: int = 0) -> Records:
-    """Enforce a Landlock ruleset that was made in the parent: landlock_restrict_self.
+def parse_rules(text: str) -> object:
+    """`ro=/usr,rw=/tmp,tcp-connect=443`."""
+    from clonekit.landlock import parse_landlock
 
-    `ruleset` is its descriptor, or a `clonekit.linux.landlock.Ruleset`. It stays for good.
+    return parse_landlock(text)
+
+
+def to_make(value: object) -> Iterable[tuple[object, ...]]:
+    """A declaration's `landlock`, if the child makes it: at a step of its own, while it can."""
+    return [(value, RULESET)] if hasattr(value, "made") else []
+
+
+def to_enforce(value: Any) -> Iterable[tuple[object, ...]]:
+    """A declaration's `landlock`: what was made before, a descriptor of ours, or nothing."""
+    if not hasattr(value, "made"):
+        return [(value,)]
+    return [(RULESET,)] if value.enforces() else []
+
+
+@step(phase="rules", field="landlock", each=to_make)
+def make_ruleset(rules: Any, ruleset: Slot) -> Records:
+    """Make a Landlock ruleset in the child: landlock_create_ruleset, openat, landlock_add_rule.
+
+    `rules` is a `clonekit.Landlock`. Its paths are the child's at this point of the order.
+
+    Raises: DeclarationError for what this kernel cannot restrict; ENOENT and others for a path,
+        ELOOP for one over a symlink where none may be, EINVAL for rights that a file cannot have.
+    Since: Linux 5.13. See: landlock_create_ruleset(2), landlock_add_rule(2).
+    """
+    yield from rules.made(ruleset)
+
+
+@step(
+    phase="landlock",
+    field="landlock",
+    each=to_enforce,
+    option=Option("RULES", parse_rules),
+)
+def restrict_with_landlock(ruleset: Any, flags: int = 0) -> Records:
+    """Enforce Landlock rules, for good: landlock_restrict_self.
+
+    A `clonekit.Landlock`, which the child makes here; the slot of one that it made before; or one
+    that was made in the parent, a `clonekit.linux.landlock.Ruleset` or its descriptor. On the
+    command line ro=PATH, rw=PATH, x=PATH (execution), tcp-bind=PORT, tcp-connect=PORT and their udp
+    kin, scope=signal or abstract-unix-socket, and best-effort, with commas between.
 
     Raises: EPERM without no_new_privs or CAP_SYS_ADMIN, E2BIG above 16 layers, EOPNOTSUPP.
     Since: Linux 5.13. See: landlock_restrict_self(2).
     """
-    yield Call("landlock_restrict_self", Fd(ruleset), flags)
+    made = Slot()
+    records = list(ruleset.made(made)) if hasattr(ruleset, "made") else None
+    if records == []:
+        return
+    yield from records or ()
+    own = records is not None or ruleset == RULESET
+    fd = Fd(made if records else ruleset)
+    yield Call("landlock_restrict_self", fd, flags)
+    if own:
+        yield Call("close", fd)
 
 
 def read_filter(path: str) -> bytes:

@@ -1,0 +1,336 @@
+"""Landlock rules as values: what a program may do, and what is said of what it may not."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+from parent_snapshot import unchanged
+from step_cases import NOBODY, output, privileged
+
+from clonekit import DeclarationError, Landlock, Slot, SpawnError, Spec, nascent, spawn
+from clonekit.landlock import parse_landlock
+from clonekit.linux import FsAccess, NetAccess, Scope, landlock
+from clonekit.steps import (
+    change_root,
+    open_file,
+    restrict_with_landlock,
+    set_no_new_privs,
+    set_rlimit,
+)
+
+ABI = landlock.abi()
+pytestmark = pytest.mark.skipif(not ABI, reason="this kernel has no Landlock, or it is not enabled")
+needs_ports = pytest.mark.skipif(ABI < 4, reason=f"ports need Landlock ABI 4; here it is {ABI}")
+needs_scopes = pytest.mark.skipif(ABI < 6, reason=f"scopes need Landlock ABI 6; here it is {ABI}")
+
+SYSTEM = [path for path in ("/usr", "/bin", "/lib", "/lib64", "/dev") if Path(path).exists()]
+PYTHON = [*SYSTEM, "/proc", sys.prefix, sys.base_prefix]
+READ = FsAccess.READ_FILE | FsAccess.READ_DIR
+
+
+def shell(script: str, *arguments: object, **declaration: object) -> str:
+    """What a script prints that ends well, and must not gain privileges."""
+    argv = ["sh", "-c", script, "sh", *map(str, arguments)]
+    return output(argv, no_new_privs=True, **declaration)
+
+
+@pytest.fixture
+def rooms(tmp_path: Path) -> tuple[Path, Path]:
+    """Two directories with a file each."""
+    for name in ("open", "shut"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    return tmp_path / "open", tmp_path / "shut"
+
+
+def test_a_program_reads_and_writes_what_the_rules_name_and_nothing_else(
+    rooms: tuple[Path, Path],
+) -> None:
+    rules = Landlock(read=[*SYSTEM, *rooms], write=["/dev", rooms[0]], best_effort=True)
+    script = """
+        cat "$1/file" "$2/file" && echo new > "$1/new" && mv "$1/new" "$1/newer" &&
+        ! rm "$2/file" 2>/dev/null && ! (: > "$2/new") 2>/dev/null &&
+        ! cat /proc/version 2>/dev/null
+    """
+    with unchanged():
+        assert shell(script, *rooms, landlock=rules).startswith("openshut")
+    assert {path.name for path in rooms[0].iterdir()} == {"file", "newer"}
+    assert [path.name for path in rooms[1].iterdir()] == ["file"]
+
+
+def test_a_rule_may_be_for_a_file_and_serves_many_spawns(rooms: tuple[Path, Path]) -> None:
+    rules = Landlock(read=[*SYSTEM, rooms[0] / "file"], write=["/dev/null"], best_effort=True)
+    program = Spec(
+        ["sh", "-c", 'cat "$1/file" && ! ls "$1" && ! cat "$2/file"', "sh", *map(str, rooms)],
+        landlock=rules, no_new_privs=True,
+    ).program()  # fmt: skip
+    for _ in range(3):
+        with program.spawn() as process:
+            assert process.wait(60).status == 0
+
+
+def test_paths_are_those_of_the_programs_own_root(
+    tmp_path: Path, built: Path, need: object
+) -> None:
+    need("chroot")  # type: ignore[operator]
+    for name in ("inside", "aside"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "see").write_bytes((built / "see").read_bytes())
+        (tmp_path / name / "see").chmod(0o755)
+    rules = Landlock(execute=["/inside"])
+    steps = [*privileged(), change_root(tmp_path)]
+    with spawn(["/inside/see"], steps=steps, landlock=rules, no_new_privs=True) as process:
+        assert process.wait(60).status == 0
+    with pytest.raises(SpawnError, match="Landlock rules") as caught:
+        spawn(["/aside/see"], steps=steps, landlock=rules, no_new_privs=True)
+    assert isinstance(caught.value, PermissionError)
+
+
+def test_paths_are_opened_before_the_ids_change(tmp_path: Path, need: object) -> None:
+    need("setuid")  # type: ignore[operator]
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "closed" / "room").mkdir()
+    room = os.open(tmp_path / "closed" / "room", os.O_PATH | os.O_DIRECTORY)
+    (tmp_path / "closed" / "room" / "file").write_text("seen")
+    (tmp_path / "closed").chmod(0o700)
+    rules = Landlock(read=[*SYSTEM, "/proc", tmp_path / "closed" / "room"])
+    fields = {"fds": {0: 0, 1: 1, 2: 2, 9: room}, "uid": NOBODY, "gid": NOBODY, "landlock": rules}
+    argv = ["sh", "-c", 'test "$(cat /proc/self/fd/9/file)" = seen && ! ls /etc 2>&-']
+    with spawn(argv, **fields, no_new_privs=True) as process:
+        os.close(room)
+        assert process.wait(60).status == 0
+
+
+def test_rules_take_no_descriptor_from_a_program_with_a_limit(rooms: tuple[Path, Path]) -> None:
+    rules = Landlock(read=["/"], write=["/dev/null"])
+    told = shell("echo /proc/self/fd/*", landlock=rules, rlimits={"nofile": 5})
+    assert told.split() == [f"/proc/self/fd/{number}" for number in (0, 1, 2, 3)]  # 3 is echo's own
+    assert rooms[0].exists()
+
+
+def test_a_place_may_be_a_descriptor_or_a_slot(rooms: tuple[Path, Path]) -> None:
+    ours = os.open(rooms[0], os.O_PATH)
+    rules = Landlock(read=[*SYSTEM, ours, Slot("theirs")])
+    script = 'cat "$1/file" "$2/file" && ! cat /proc/version 2>&-'
+    theirs = open_file(rooms[1], os.O_PATH, name="theirs")
+    assert shell(script, *rooms, landlock=rules, steps=[theirs]) == "openshut"
+    os.close(ours)
+
+
+def test_a_path_over_a_symlink_can_be_refused(rooms: tuple[Path, Path]) -> None:
+    (rooms[0] / "link").symlink_to(rooms[1])
+    rules = Landlock(read=[rooms[0] / "link"], symlinks=False)
+    with unchanged(), pytest.raises(SpawnError, match="ELOOP") as caught:
+        spawn(["true"], landlock=rules, no_new_privs=True)
+    assert caught.value.step is not None
+    assert caught.value.step.startswith("make_ruleset(Landlock(")
+
+
+def test_a_path_that_is_not_there_is_named(tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    with unchanged(), pytest.raises(FileNotFoundError) as caught:
+        spawn(["true"], landlock=Landlock(read=[missing]), no_new_privs=True)
+    assert isinstance(caught.value, SpawnError)
+    assert caught.value.phase == "rules"
+    assert str(missing) in caught.value.arguments
+
+
+def test_without_no_new_privs_it_takes_a_capability() -> None:
+    rules = Landlock(handled=FsAccess.MAKE_BLOCK)
+    with pytest.raises(SpawnError, match="no_new_privs=True"):
+        spawn(["true"], landlock=rules, steps=[], capabilities={"effective": [], "permitted": []})
+
+
+# ---- network and processes -------------------------------------------------------------------
+
+TRY = """
+import errno, socket, sys
+for word in sys.argv[1:]:
+    what, _, where = word.partition(":")
+    family = socket.AF_UNIX if where.startswith("@") else socket.AF_INET
+    address = "\\0" + where[1:] if where.startswith("@") else ("127.0.0.1", int(where))
+    with socket.socket(family) as s:
+        try:
+            getattr(s, what)(address)
+            print("ok")
+        except OSError as error:
+            print(errno.errorcode[error.errno])
+"""
+
+
+def tried(rules: Landlock, *words: str) -> list[str]:
+    """What comes of each `connect:PORT` or `bind:PORT` under the rules."""
+    argv = [sys.executable, "-c", TRY, *words]
+    return output(argv, landlock=rules, no_new_privs=True).split()
+
+
+@needs_ports
+def test_tcp_ports_are_those_that_are_named() -> None:
+    here = ("127.0.0.1", 0)
+    with socket.create_server(here) as one, socket.create_server(here) as two:
+        first, second = (server.getsockname()[1] for server in (one, two))
+        words = (f"connect:{first}", f"connect:{second}", "bind:0")
+        assert tried(Landlock(tcp_connect=[first]), *words) == ["ok", "EACCES", "ok"]
+        assert tried(Landlock(tcp_bind=[], tcp_connect=[second]), *words) == [
+            "EACCES", "ok", "EACCES",
+        ]  # fmt: skip
+
+
+@needs_scopes
+def test_signals_and_abstract_sockets_stay_inside() -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(f"\0clonekit {os.getpid()}")
+        server.listen()
+        word = f"connect:@clonekit {os.getpid()}"
+        assert tried(Landlock(scopes=["abstract_unix_socket"]), word) == ["EPERM"]
+        assert tried(Landlock(scopes="signal"), word) == ["ok"]
+    script = "kill -0 $$ && ! kill -0 $PPID 2>&-"
+    assert shell(script, landlock=Landlock(scopes=Scope.SIGNAL)) == ""
+
+
+# ---- what is enforced ------------------------------------------------------------------------
+
+
+def test_what_is_enforced_is_told() -> None:
+    rules = Landlock(read=["/"])
+    assert rules.enforced() == (ABI, READ | FsAccess.REFER, NetAccess(0), Scope(0), ())
+
+
+@needs_scopes
+@pytest.mark.parametrize(
+    ("abi", "missing"),
+    [
+        (1, ["REFER", "TRUNCATE", "BIND_TCP", "IOCTL_DEV", "SIGNAL"]),
+        (2, ["TRUNCATE", "BIND_TCP", "IOCTL_DEV", "SIGNAL"]),
+        (3, ["BIND_TCP", "IOCTL_DEV", "SIGNAL"]),
+        (4, ["IOCTL_DEV", "SIGNAL"]),
+        (5, ["SIGNAL"]),
+        (6, []),
+    ],
+)
+def test_best_effort_leaves_out_what_an_older_kernel_lacks_and_says_it(
+    abi: int, missing: list[str], rooms: tuple[Path, Path]
+) -> None:
+    rules = Landlock(
+        read=["/"], write=["/dev/null"], handled=FsAccess.IOCTL_DEV, tcp_bind=[], scopes="signal",
+        best_effort=True, abi=abi,
+    )  # fmt: skip
+    enforced = rules.enforced()
+    assert enforced.abi == abi
+    assert [line.partition(" ")[0] for line in enforced.missing] == missing
+    assert bool(enforced.net) == (abi >= 4)
+    assert bool(enforced.scope) == (abi >= 6)
+    truncates = 'exec "$2" -c "import os, sys; os.truncate(sys.argv[1], 0)" "$1/file" 2>/dev/null'
+    told = shell(f"({truncates}) && echo yes || echo no", rooms[0], sys.executable, landlock=rules)
+    assert told.split() == ["yes" if abi < 3 else "no"]
+    signals = "kill -0 $PPID 2>/dev/null && echo yes || echo no"
+    assert shell(signals, landlock=rules).split() == ["yes" if abi < 6 else "no"]
+
+
+def test_what_is_lacking_is_refused_before_anything_is_made_naming_the_abi() -> None:
+    rules = Landlock(read=["/"], tcp_bind=[], abi=3)
+    told = r"BIND_TCP needs Linux 6.7 \(ABI 4\); ABI 3 is what there is here; best_effort=True"
+    with unchanged(), pytest.raises(DeclarationError, match=told):
+        spawn(["true"], landlock=rules, no_new_privs=True)
+    with pytest.raises(DeclarationError, match="BIND_TCP needs Linux"):
+        rules.enforced()
+
+
+def test_without_any_landlock_best_effort_restricts_nothing_and_says_it() -> None:
+    rules = Landlock(read=["/usr"], best_effort=True, abi=0)
+    assert not any(rules.enforced()[1:4])
+    assert "needs Linux 5.13" in rules.enforced().missing[0]
+    assert "Linux" in shell("cat /proc/version", landlock=rules)
+    entries = Spec(["true"], landlock=rules).program().explain()
+    assert not {"rules", "landlock"} & {entry["phase"] for entry in entries}
+    with pytest.raises(DeclarationError, match=r"needs Linux 5\.13"):
+        spawn(["true"], landlock=Landlock(read=["/usr"], abi=0))
+
+
+# ---- other ways ------------------------------------------------------------------------------
+
+
+def test_a_child_that_waits_restricts_itself_by_an_order(rooms: tuple[Path, Path]) -> None:
+    rules = Landlock(read=[*SYSTEM, rooms[0]])
+    with nascent() as child:
+        child.do(set_no_new_privs(), restrict_with_landlock(rules))
+        with pytest.raises(PermissionError):
+            child.do(open_file(rooms[1] / "file", name="no"))
+        assert os.listdir(f"/proc/{child.pid}/fd")
+        process = child.start(["cat", str(rooms[0] / "file")])
+    assert process.wait(60).status == 0
+
+
+def test_a_child_that_waits_is_started_under_rules(rooms: tuple[Path, Path]) -> None:
+    rules = Landlock(read=[*SYSTEM, rooms[0]])
+    for room, status in zip(rooms, (0, 1), strict=True):
+        with nascent() as child, open(os.devnull) as null:
+            fds = {0: null, 1: 1, 2: null}
+            argv = ["cat", str(room / "file")]
+            process = child.start(argv, fds=fds, landlock=rules, no_new_privs=True)
+        assert process.wait(60).status == status
+
+
+def test_a_program_that_has_not_begun_is_restricted(rooms: tuple[Path, Path]) -> None:
+    rules = Landlock(read=[*SYSTEM, "/etc", rooms[0]])
+    argv = ["sh", "-c", 'cat "$1/file" && ! cat "$2/file"', "sh", *map(str, rooms)]
+    with spawn(argv, suspended=True) as held:
+        held.do(set_no_new_privs(), set_rlimit("nofile", 64), restrict_with_landlock(rules))
+        assert held.resume().wait(60).status == 0
+
+
+# ---- as text ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "rules"),
+    [
+        ("ro=/usr", Landlock(read=["/usr"], write=[])),
+        ("rw=/tmp,ro=/usr,x=/usr/bin", Landlock(
+            read=["/tmp", "/usr"], write=["/tmp"], execute=["/usr/bin"])),
+        ("tcp-connect=443,tcp-bind=", Landlock(tcp_connect=[443], tcp_bind=[])),
+        ("scope=signal,best-effort", Landlock(scopes="signal", best_effort=True)),
+        (r"ro=/a\,b", Landlock(read=["/a,b"], write=[])),
+    ],
+)  # fmt: skip
+def test_rules_are_written_as_text(text: str, rules: Landlock) -> None:
+    assert parse_landlock(text) == rules
+    assert hash(parse_landlock(text)) == hash(rules)
+
+
+@pytest.mark.parametrize("text", ["", "/usr", "wo=/usr", "tcp-bind=x", "scope=x", "tcp-bind=70000"])
+def test_text_that_is_no_rule_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"no rule|literal|no scope|no port"):
+        parse_landlock(text)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ({}, "restricts nothing"),
+        ({"read": "/usr"}, "give a list of paths"),
+        ({"read": [""]}, "empty path"),
+        ({"read": ["a\0b"]}, "NUL"),
+        ({"read": [-1]}, "not a descriptor"),
+        ({"tcp_bind": [1 << 16]}, "no port"),
+        ({"scopes": "signals"}, "'signal'"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_a_rule_is_refused(words: dict[str, object], told: str) -> None:
+    with pytest.raises(DeclarationError, match=told):
+        Landlock(**words)  # type: ignore[arg-type]
+
+
+def test_equal_rules_are_equal_and_read_well() -> None:
+    one, other = Landlock(read=["/usr"]), Landlock(fs={"/usr": READ})
+    assert one == other
+    assert {one, other} == {one}
+    assert one != Landlock(read=["/usr"], best_effort=True)
+    assert repr(one) in {
+        f"Landlock('/usr': {name})" for name in ("READ_DIR|READ_FILE", "READ_FILE|READ_DIR")
+    }
