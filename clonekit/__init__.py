@@ -12,15 +12,19 @@ from clonekit.steps.descriptors import INHERIT
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from clonekit import aio
+    from clonekit.filters import Filter
+    from clonekit.rules import Arg
     from clonekit.suspended import Suspended
     from clonekit.waiting import Nascent, nascent
 
 __all__ = [
     "INHERIT",
+    "Arg",
     "ChildFd",
     "DeclarationError",
     "Exit",
     "Fd",
+    "Filter",
     "Nascent",
     "Process",
     "Program",
@@ -34,7 +38,10 @@ __all__ = [
 ]
 
 
-_HOMES = {"Nascent": "waiting", "Suspended": "suspended", "aio": "aio", "nascent": "waiting"}
+_HOMES = {
+    "Arg": "rules", "Filter": "filters", "Nascent": "waiting", "Suspended": "suspended",
+    "aio": "aio", "nascent": "waiting",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> object:

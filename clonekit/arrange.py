@@ -20,6 +20,7 @@ from clonekit.manners import (
     refuse_record,
     refuse_step,
 )
+from clonekit.passing import refuse_closed
 from clonekit.records import Ask, Call, ChildFd, Clone, Fd, Move, Slot, Wait
 from clonekit.steps.descriptors import INHERIT, own_table, targets_of
 from clonekit.steps.opening import receive_descriptors
@@ -119,6 +120,7 @@ class Arranged:
             steps[0] = receive_descriptors(CHANNEL, *(slot.name for slot in self.given.values()))
             self.lists[0] = list(steps[0].records())
             self._read(CHANNEL)
+        refuse_closed(self.lists, steps)
         self.guard = self._guard(credentials, steps)
 
     def _made(self, step: Step) -> list[Record]:

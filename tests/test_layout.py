@@ -20,10 +20,11 @@ MOST_LINES = 300
 FLOORS = (
     ("_machine",),
     ("errors", "linux"),
-    ("records",),
+    ("records", "rules"),
+    ("filters", "notify", "profiles"),
     ("steps", "phases"),
     ("manners",),
-    ("completion", "untraceable"),
+    ("completion", "passing", "untraceable"),
     ("arrange",),
     ("compiled",),
     ("process",),

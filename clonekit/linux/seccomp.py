@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import struct
 
-from clonekit.linux.abi import call, lib
+from clonekit.linux.abi import NUMBERS, call, lib
 from clonekit.linux.memory import address
 
 INSTRUCTION_SIZE = 8
+#: What a filter sees as the architecture of this machine's own calls (linux/audit.h).
+AUDIT_ARCH_X86_64, AUDIT_ARCH_AARCH64 = 0xC000003E, 0xC00000B7
+AUDIT_ARCH = AUDIT_ARCH_X86_64 if "arch_prctl" in NUMBERS else AUDIT_ARCH_AARCH64
 
 
 def seccomp_set_filter(program: bytes, flags: int = 0) -> int:

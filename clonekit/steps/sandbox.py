@@ -13,6 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from clonekit.filters import Filter
     from clonekit.records import Operand, Records
 
 INSTRUCTION_SIZE = 8
@@ -31,22 +32,34 @@ def restrict_with_landlock(ruleset: object, flags: int = 0) -> Records:
     yield Call("landlock_restrict_self", Fd(ruleset), flags)
 
 
-def read_filter(path: str) -> bytes:
-    """The filter that a file holds, as struct sock_filter."""
+def read_filter(path: str) -> bytes | Filter:
+    """The filter that a file holds: instructions as struct sock_filter, or a profile in JSON."""
     with open(path, "rb") as file:  # noqa: PTH123 - pathlib is slow to import
-        return file.read()
+        content = file.read()
+    if content.lstrip()[:1] != b"{":
+        return content
+    from clonekit.filters import Filter
+    from clonekit.profiles import parsed
+
+    return Filter.from_oci(parsed(content, path))
 
 
 @step(phase="seccomp", field="seccomp", lasting=True, option=Option("FILE", read_filter))
-def install_seccomp_filter(program: bytes, flags: int = 0) -> Records:
+def install_seccomp_filter(program: bytes | Filter, flags: int = 0) -> Records:
     """Install a filter, BPF instructions as the kernel's struct sock_filter: seccomp.
 
+    `program` is a `clonekit.Filter`, or the instructions. On the command line it is a file that
+    holds them, or a profile in JSON (OCI's or Docker's, for a program without capabilities).
+
     What follows must pass it: rt_sigprocmask for the signal mask, then execve (execveat for a
-    program given by descriptor). On the command line, a file that holds the instructions.
+    program given by descriptor). A filter that refuses these is refused before the spawn.
 
     Raises: EACCES without no_new_privs or CAP_SYS_ADMIN, EINVAL for a filter that does not check.
     Since: Linux 3.17. See: seccomp(2).
     """
+    if not isinstance(program, bytes | bytearray):
+        flags |= program.flags
+        program = program.program()
     count, rest = divmod(len(program), INSTRUCTION_SIZE)
     if rest or not 0 < count <= MOST_INSTRUCTIONS:
         msg = (
