@@ -29,6 +29,7 @@ from clonekit.untraceable import (
     is_privileged,
     joins_users,
     refuse_debug_dumps,
+    refuse_unreachable,
     untraceable,
 )
 
@@ -261,6 +262,8 @@ class Arranged:
             for number in ends[:1]:
                 self.lists[number].insert(0, untraceable())
                 places = [(number, 0)]
+        if any(step.kind.asks for step in steps):
+            refuse_unreachable(self.lists, steps, joins=joins)
         if joins:
             return int(lib.CK_GUARDED_FROM_CLONE)
         return int(lib.CK_GUARDED if places else lib.CK_OPEN)

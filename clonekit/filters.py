@@ -8,6 +8,8 @@ from clonekit.errors import DeclarationError
 from clonekit.linux.libseccomp import architecture, compiled
 from clonekit.rules import ACTIONS, Arg, action_of, call_number, unknown_call
 
+NOTIFY = ACTIONS["NOTIFY"]
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import os
@@ -214,6 +216,12 @@ class Filter:
         See: seccomp_export_pfc(3).
         """
         return self._both()[1]
+
+    @property
+    def notifies(self) -> bool:
+        """Whether it lets a supervisor answer some calls."""
+        answers = (answer for rules in self._rules.values() for _, answer in rules)
+        return NOTIFY in (self._default, *answers)
 
     def frozen(self) -> object:
         """What it compiles to, or None where that is not all of it."""

@@ -9,11 +9,15 @@ from itertools import takewhile
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import call, ffi, lib
 from clonekit.manners import JOINS
-from clonekit.records import Call
+from clonekit.records import Call, Wait
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
     from clonekit.records import Record
+    from clonekit.steps.step import Step
 
 INT = 0xFFFFFFFF
 
@@ -50,11 +54,49 @@ def is_privileged() -> bool:
     """
     if os.geteuid() == 0:
         return True
+    _, permitted, _, _, permitted_high, _ = capability_words()
+    return bool(permitted or permitted_high) and owner_of_namespace() != os.geteuid()
+
+
+def may_trace() -> bool:
+    """Whether we may reach into a process that is not dumpable: CAP_SYS_PTRACE."""
+    return bool(capability_words()[0] >> lib.CAP_SYS_PTRACE & 1)
+
+
+def capability_words() -> Any:
+    """What the calling thread has: effective, permitted, inheritable, the upper halves of each."""
     header = ffi.new("uint32_t[2]", [lib._LINUX_CAPABILITY_VERSION_3, 0])  # noqa: SLF001 - the kernel's own name
     data = ffi.new("uint32_t[6]")
     call("capget", int(ffi.cast("uintptr_t", header)), int(ffi.cast("uintptr_t", data)))
-    _, permitted, _, _, permitted_high, _ = data
-    return bool(permitted or permitted_high) and owner_of_namespace() != os.geteuid()
+    return data
+
+
+def refuse_unreachable(
+    lists: Sequence[Sequence[Record]], steps: Sequence[Step], *, joins: bool
+) -> None:
+    """A listener can be fetched only from a child that we may trace."""
+    if may_trace():
+        return
+    hidden = joins
+    for step, records in zip(steps, lists, strict=True):
+        for record in records:
+            hidden = hidden or hides(record)
+            if hidden and type(record) is Wait and record.ask.meanwhile is not None:
+                msg = (
+                    f"{step}: its listener could not be fetched: without CAP_SYS_PTRACE we cannot "
+                    "reach into a child whose ids or capabilities have changed (or, before Linux "
+                    "5.16, that has a filter); leave those as they are, or the listener out"
+                )
+                raise DeclarationError(msg)
+
+
+def hides(record: Record) -> bool:
+    """Whether a record is that of `untraceable`."""
+    return (
+        type(record) is Call
+        and record.name == "prctl"
+        and record.operands[:2] == (lib.PR_SET_DUMPABLE, 0)
+    )
 
 
 def owner_of_namespace() -> int:

@@ -51,6 +51,23 @@ def seccomp_action_available(action: int) -> bool:
     return True
 
 
+def seccomp_flags_available(flags: int) -> bool:
+    """Whether the kernel knows these flags of a filter: seccomp, without a filter.
+
+    Some go with others only: SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV with a listener.
+
+    Since: Linux 3.17. See: seccomp(2).
+    """
+    try:
+        call("seccomp", lib.SECCOMP_SET_MODE_FILTER, flags, 0)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            return False
+        if error.errno != errno.EFAULT:
+            raise
+    return True
+
+
 def seccomp_notif_sizes() -> tuple[int, int, int]:
     """The sizes of a notification, of its answer and of seccomp_data: SECCOMP_GET_NOTIF_SIZES.
 
