@@ -14,18 +14,22 @@ if TYPE_CHECKING:
     from clonekit import aio
     from clonekit.cgroup import Cgroup
     from clonekit.entering import Entrance, enter
+    from clonekit.filters import Filter
     from clonekit.landlock import Landlock
+    from clonekit.rules import Arg
     from clonekit.suspended import Suspended
     from clonekit.waiting import Nascent, nascent
 
 __all__ = [
     "INHERIT",
+    "Arg",
     "Cgroup",
     "ChildFd",
     "DeclarationError",
     "Entrance",
     "Exit",
     "Fd",
+    "Filter",
     "Landlock",
     "Nascent",
     "Process",
@@ -42,12 +46,14 @@ __all__ = [
 
 
 _HOMES = {
+    "Arg": "rules",
+    "Cgroup": "cgroup",
     "Entrance": "entering",
+    "Filter": "filters",
     "Nascent": "waiting",
     "Suspended": "suspended",
     "aio": "aio",
     "enter": "entering",
-    "Cgroup": "cgroup",
     "Landlock": "landlock",
     "nascent": "waiting",
 }

@@ -1,4 +1,4 @@
-"""The child that waits for orders, for asyncio: no thread, and no other task waits for the child.
+"""The child that waits for orders, and a supervisor, for asyncio: no thread, and no task waits.
 
 The child says that an order is done by a byte on its socket, which the loop watches; its end is
 seen by its pidfd.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
 import time
+from collections.abc import Awaitable
 
 from clonekit.child import DEADLINE, Refused
 from clonekit.compiled import immediate
@@ -17,6 +19,7 @@ from clonekit.driven import RUNNING
 from clonekit.errors import DeclarationError, SpawnError
 from clonekit.linux.abi import ffi, lib
 from clonekit.linux.memory import address
+from clonekit.notify import answered
 from clonekit.steps.opening import close_descriptor
 from clonekit.steps.sandbox import system_call
 from clonekit.waiting import Nascent as Driven
@@ -24,13 +27,15 @@ from clonekit.waiting import prepared
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
     from typing import Any, Self
 
+    from clonekit.notify import Listener
     from clonekit.orders import Order
     from clonekit.process import Exit, Process
     from clonekit.records import ChildFd, Operand
+    from clonekit.request import Request
     from clonekit.steps.execute import Text
     from clonekit.steps.step import Step
 
@@ -171,6 +176,48 @@ async def wait(process: Process) -> Exit:
     finally:
         loop.remove_reader(process.fileno())
     return process.wait()
+
+
+async def serve(listener: Listener, handler: Callable[[Request], object]) -> None:
+    """Let `handler(request)`, a function or a coroutine, answer each request: see `Listener.serve`.
+
+    Coroutines are tasks, so that several calls wait at once. It ends when no process is left that
+    has the filter, or with `listener.stop()`; when it is cancelled, what waits fails with EPERM.
+    """
+    loop = asyncio.get_running_loop()
+    told = asyncio.Event()
+    tasks: set[asyncio.Task[None]] = set()
+    with listener.attended():
+        loop.add_reader(listener.fileno(), told.set)
+        try:
+            ended = False
+            while tasks or not ended:
+                await told.wait()
+                told.clear()
+                while not ended and (request := listener.receive(0)):
+                    task = loop.create_task(_answer(request, handler))
+                    task.add_done_callback(lambda _: told.set())
+                    tasks.add(task)
+                for task in [task for task in tasks if task.done()]:
+                    tasks.discard(task)
+                    task.result()
+                if not ended and listener.events() & select.EPOLLHUP:
+                    ended = True
+                    loop.remove_reader(listener.fileno())
+                    told.set()
+        finally:
+            loop.remove_reader(listener.fileno())
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _answer(request: Request, handler: Callable[[Request], object]) -> None:
+    """One request's answer."""
+    with answered(request):
+        result = handler(request)
+        if isinstance(result, Awaitable):
+            await result
 
 
 async def nascent(*, deadline: float = DEADLINE, **declaration: Any) -> Nascent:

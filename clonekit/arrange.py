@@ -23,6 +23,7 @@ from clonekit.manners import (
     refuse_record,
     refuse_step,
 )
+from clonekit.passing import refuse_closed
 from clonekit.records import (
     Ask,
     Call,
@@ -42,6 +43,7 @@ from clonekit.untraceable import (
     dumps_end_all,
     joins_users,
     refuse_debug_dumps,
+    refuse_unreachable,
     untraceable,
 )
 
@@ -134,6 +136,7 @@ class Arranged:
             steps[0] = receive_descriptors(CHANNEL, *(slot.name for slot in self.given.values()))
             self.lists[0] = list(steps[0].records())
             self._read(CHANNEL)
+        refuse_closed(self.lists, steps)
         self.guard = self._guard(credentials, steps)
         if self.stage >= 0:
             bridge(self, moves)
@@ -295,6 +298,8 @@ class Arranged:
             for number in ends[:1]:
                 self.lists[number].insert(0, untraceable())
                 places = [(number, 0)]
+        if any(step.kind.asks for step in steps):
+            refuse_unreachable(self.lists, steps, joins=joins)
         if joins:
             return int(lib.CK_GUARDED_FROM_CLONE)
         return int(lib.CK_GUARDED if places else lib.CK_OPEN)

@@ -193,7 +193,8 @@ def freeze(value: object) -> object:
         return None if None in parts else tuple(parts)
     if kind is dict:
         return freeze([part for item in value.items() for part in item])  # type: ignore[attr-defined]
-    return None
+    frozen = getattr(value, "frozen", None)
+    return None if frozen is None else frozen()
 
 
 def own_steps(steps: Any) -> list[Step]:

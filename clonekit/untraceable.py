@@ -6,13 +6,16 @@ from itertools import takewhile
 
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import lib
-from clonekit.linux.privilege import is_privileged
+from clonekit.linux.privilege import has_capability, is_privileged
 from clonekit.manners import JOINS
-from clonekit.records import Call
+from clonekit.records import Call, Wait
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from clonekit.records import Record
+    from clonekit.steps.step import Step
 
 INT = 0xFFFFFFFF
 
@@ -40,6 +43,34 @@ def dumps_end_all(release: str) -> bool:
     """Before Linux 5.16 a core dump of the child ends every process that shares its memory: us."""
     major, minor = (int("".join(takewhile(str.isdigit, part))) for part in release.split(".")[:2])
     return (major, minor) < (5, 16)
+
+
+def refuse_unreachable(
+    lists: Sequence[Sequence[Record]], steps: Sequence[Step], *, joins: bool
+) -> None:
+    """A listener can be fetched only from a child that we may trace."""
+    if has_capability(lib.CAP_SYS_PTRACE):
+        return
+    hidden = joins
+    for step, records in zip(steps, lists, strict=True):
+        for record in records:
+            hidden = hidden or hides(record)
+            if hidden and type(record) is Wait and record.ask.meanwhile is not None:
+                msg = (
+                    f"{step}: its listener could not be fetched: without CAP_SYS_PTRACE we cannot "
+                    "reach into a child whose ids or capabilities have changed (or, before Linux "
+                    "5.16, that has a filter); leave those as they are, or the listener out"
+                )
+                raise DeclarationError(msg)
+
+
+def hides(record: Record) -> bool:
+    """Whether a record is that of `untraceable`."""
+    return (
+        type(record) is Call
+        and record.name == "prctl"
+        and record.operands[:2] == (lib.PR_SET_DUMPABLE, 0)
+    )
 
 
 def refuse_debug_dumps() -> None:

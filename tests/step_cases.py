@@ -322,6 +322,14 @@ def behind(name: str, first: int | None = None) -> list[Step]:
     return [set_no_new_privs(), install_seccomp_filter(refusing({name: errno.EPERM}, first))]
 
 
+def untold(name: str) -> list[Step]:
+    """The same, by a filter that asks where a call is made from: it cannot be seen beforehand."""
+    program = refusing({name: errno.EPERM})
+    asks = struct.pack("<HBBI", 0x20, 0, 0, 8)
+    asks += struct.pack("<HBBI", 0x35, 0, len(program) // 8 - 1, 0)  # never less than 0
+    return [set_no_new_privs(), install_seccomp_filter(asks + program)]
+
+
 def powerless() -> list[Step]:
     """Steps after which the child has no capability, and no limit allows what they would."""
     return [set_rlimit("nice", 0), set_rlimit("rtprio", 0), set_capabilities(NONE)]
@@ -561,7 +569,7 @@ def a_program_from_the_path(_: Room) -> list[Step]:
 
 @fails("execute", errno.EPERM)
 def exec_behind_a_filter(_: Room) -> list[Step]:
-    return behind("execve")
+    return untold("execve")
 
 
 # ---- limits ----
@@ -1266,7 +1274,7 @@ def two_signals_are_blocked(_: Room) -> list[Step]:
 
 @fails("set_signal_mask", errno.EPERM)
 def the_mask_behind_a_filter(_: Room) -> list[Step]:
-    return [*behind("rt_sigprocmask"), set_signal_mask()]
+    return [*untold("rt_sigprocmask"), set_signal_mask()]
 
 
 @succeeds("set_parent_death_signal")

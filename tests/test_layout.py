@@ -20,10 +20,11 @@ MOST_LINES = 300
 FLOORS = (
     ("_machine",),
     ("errors", "linux"),
-    ("records",),
+    ("records", "rules"),
+    ("filters", "notify", "profiles", "request"),
     ("steps", "phases", "mounts", "trees", "landlock", "cgroup"),
     ("manners",),
-    ("completion", "untraceable"),
+    ("completion", "passing", "untraceable"),
     ("bridge",),
     ("arrange",),
     ("compiled",),

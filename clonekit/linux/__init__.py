@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     )
     from clonekit.linux.seccomp import (
         seccomp_action_available,
+        seccomp_flags_available,
         seccomp_notif_sizes,
         seccomp_set_filter,
     )
@@ -71,6 +72,7 @@ __all__ = [
     "pidfd_open",
     "pidfd_send_signal",
     "seccomp_action_available",
+    "seccomp_flags_available",
     "seccomp_notif_sizes",
     "seccomp_set_filter",
     "setns",
@@ -88,7 +90,9 @@ _HOMES = {
     "landlock": "Restrictions Ruleset",
     "namespaces": "setns unshare",
     "pidfd": "exit_code pidfd_getfd pidfd_info pidfd_open pidfd_send_signal",
-    "seccomp": "seccomp_action_available seccomp_notif_sizes seccomp_set_filter",
+    "seccomp": (
+        "seccomp_action_available seccomp_flags_available seccomp_notif_sizes seccomp_set_filter"
+    ),
 }
 
 

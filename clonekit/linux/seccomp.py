@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import struct
 
-from clonekit.linux.abi import call, lib
+from clonekit.linux.abi import NUMBERS, call, lib
 from clonekit.linux.memory import address
 
 INSTRUCTION_SIZE = 8
+#: What a filter sees as the architecture of this machine's own calls (linux/audit.h).
+AUDIT_ARCH_X86_64, AUDIT_ARCH_AARCH64 = 0xC000003E, 0xC00000B7
+AUDIT_ARCH = AUDIT_ARCH_X86_64 if "arch_prctl" in NUMBERS else AUDIT_ARCH_AARCH64
 
 
 def seccomp_set_filter(program: bytes, flags: int = 0) -> int:
@@ -45,6 +48,23 @@ def seccomp_action_available(action: int) -> bool:
         if error.errno == errno.EOPNOTSUPP:
             return False
         raise
+    return True
+
+
+def seccomp_flags_available(flags: int) -> bool:
+    """Whether the kernel knows these flags of a filter: seccomp, without a filter.
+
+    Some go with others only: SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV with a listener.
+
+    Since: Linux 3.17. See: seccomp(2).
+    """
+    try:
+        call("seccomp", lib.SECCOMP_SET_MODE_FILTER, flags, 0)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            return False
+        if error.errno != errno.EFAULT:
+            raise
     return True
 
 

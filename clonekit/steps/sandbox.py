@@ -6,7 +6,9 @@ import struct
 
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import NUMBERS, lib
-from clonekit.records import Call, Data, Fd, Slot
+from clonekit.linux.bpf import answers
+from clonekit.linux.seccomp import AUDIT_ARCH, seccomp_flags_available
+from clonekit.records import Ask, Call, Data, Fd, Slot
 from clonekit.steps.step import Option, step
 
 TYPE_CHECKING = False
@@ -14,12 +16,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
+    from clonekit.filters import Filter
+    from clonekit.notify import Listener
     from clonekit.records import Operand, Records
 
 INSTRUCTION_SIZE = 8
 MOST_INSTRUCTIONS = 4096
 #: Where a declaration's ruleset is between the step that makes it and the one that enforces it.
 RULESET = Slot(".landlock")
+#: What every program still does after a filter.
+LAST_CALLS = ("rt_sigprocmask", "execve", "execveat")
 
 
 def parse_rules(text: str) -> object:
@@ -83,22 +89,47 @@ def restrict_with_landlock(ruleset: Any, flags: int = 0) -> Records:
         yield Call("close", fd)
 
 
-def read_filter(path: str) -> bytes:
-    """The filter that a file holds, as struct sock_filter."""
+def read_filter(path: str) -> bytes | Filter:
+    """The filter that a file holds: instructions as struct sock_filter, or a profile in JSON."""
     with open(path, "rb") as file:  # noqa: PTH123 - pathlib is slow to import
-        return file.read()
+        content = file.read()
+    if content.lstrip()[:1] != b"{":
+        return content
+    from clonekit.filters import Filter
+    from clonekit.profiles import parsed
+
+    return Filter.from_oci(parsed(content, path))
 
 
-@step(phase="seccomp", field="seccomp", lasting=True, option=Option("FILE", read_filter))
-def install_seccomp_filter(program: bytes, flags: int = 0) -> Records:
-    """Install a filter, BPF instructions as the kernel's struct sock_filter: seccomp.
+@step(
+    phase="seccomp", field="seccomp", lasting=True, asks=True, option=Option("FILE", read_filter)
+)
+def install_seccomp_filter(
+    program: bytes | Filter, flags: int = 0, listener: Listener | None = None
+) -> Records:
+    """Install a filter of system calls, of a profile or as BPF instructions: seccomp.
+
+    `program` is a `clonekit.Filter`, or instructions as the kernel's struct sock_filter. On the
+    command line it is a file that holds these, or a profile in JSON (OCI's or Docker's, as for a
+    program without capabilities).
+
+    The `clonekit.notify.Listener` of a filter that has one, or `listener`, gets the descriptor over
+    which the calls come that a supervisor is to answer. It takes the right to trace the child.
 
     What follows must pass it: rt_sigprocmask for the signal mask, then execve (execveat for a
-    program given by descriptor). On the command line, a file that holds the instructions.
+    program given by descriptor). A filter that refuses these is refused before the spawn.
 
-    Raises: EACCES without no_new_privs or CAP_SYS_ADMIN, EINVAL for a filter that does not check.
-    Since: Linux 3.17. See: seccomp(2).
+    Raises: EACCES without no_new_privs or CAP_SYS_ADMIN, EINVAL for a filter that does not check,
+        EBUSY where the child has a filter with a listener already.
+    Since: Linux 3.17, listener 5.0. See: seccomp(2).
     """
+    if not isinstance(program, bytes | bytearray):
+        flags |= program.flags
+        listener = listener or program.listener
+        if listener is None and program.notifies:
+            msg = f"{program!r} asks a supervisor; say which: told(clonekit.notify.Listener())"
+            raise DeclarationError(msg)
+        program = program.program()
     count, rest = divmod(len(program), INSTRUCTION_SIZE)
     if rest or not 0 < count <= MOST_INSTRUCTIONS:
         msg = (
@@ -107,7 +138,34 @@ def install_seccomp_filter(program: bytes, flags: int = 0) -> Records:
         )
         raise DeclarationError(msg)
     fprog = Data(struct.pack("<HxxxxxxQ", count, 0), {8: bytes(program)})
-    yield Call("seccomp", lib.SECCOMP_SET_MODE_FILTER, flags, fprog)
+    if listener is None:
+        yield Call("seccomp", lib.SECCOMP_SET_MODE_FILTER, flags, fprog)
+        return
+    about_exec = asks_of_last(program)
+    slot = Slot()
+    flags |= listener_flags()
+    yield Ask(
+        "fetch the seccomp listener: pidfd_getfd",
+        lambda child: listener.take_from(child, slot, about_exec=about_exec),
+        slot,
+        meanwhile=Call("seccomp", lib.SECCOMP_SET_MODE_FILTER, flags, fprog, to=slot),
+    )
+
+
+def listener_flags() -> int:
+    """A listener is asked for; once it has received a call, only death interrupts that."""
+    flags: int = lib.SECCOMP_FILTER_FLAG_NEW_LISTENER
+    killable = flags | lib.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
+    return killable if seccomp_flags_available(killable) else flags
+
+
+def asks_of_last(program: bytes) -> bool:
+    """Whether a filter may ask its supervisor about what the child itself does after it."""
+    return any(
+        answer & lib.SECCOMP_RET_ACTION_FULL == lib.SECCOMP_RET_USER_NOTIF
+        for name in LAST_CALLS
+        for answer in answers(program, AUDIT_ARCH, NUMBERS[name])
+    )
 
 
 def parse_prctl(text: str) -> tuple[object, ...]:
