@@ -51,7 +51,7 @@ SIGNATURES: dict[str, str] = {
     "fchownat": "at s n n n",
     "fcntl": "fd F_ n",
     "getpgid": "n",
-    "ioctl": "fd TIOC p",
+    "ioctl": "fd IOC p",
     "ioprio_set": "n n n",
     "keyctl": "KEYCTL_ s",
     "landlock_restrict_self": "fd n",
@@ -96,7 +96,11 @@ SIGNATURES: dict[str, str] = {
     "unshare": "CLONE_NEW|",
     "write": "fd t@2 n",
 }
-PRCTL_OPTIONS = ("PR_SET_", "PR_GET_", "PR_CAPBSET_", "PR_CAP_AMBIENT", "PR_SCHED_CORE")
+#: What constants begin with that stand in one place, where that is not what the word says.
+FAMILIES = {
+    "PR_": ("PR_SET_", "PR_GET_", "PR_CAPBSET_", "PR_CAP_AMBIENT", "PR_SCHED_CORE"),
+    "IOC": ("TIOC", "SIOC"),
+}
 SHORT = 16
 SHOWN = 4
 LONGEST = 200
@@ -107,7 +111,7 @@ _constants: dict[str, dict[int, str]] = {}
 def constants(prefix: str) -> dict[int, str]:
     """The constants of a prefix by value; the shortest name where several agree."""
     if prefix not in _constants:
-        starts = PRCTL_OPTIONS if prefix == "PR_" else (prefix,)
+        starts = FAMILIES.get(prefix, (prefix,))
         table: dict[int, str] = {}
         for name in sorted(dir(lib), key=lambda name: (len(name), name)):
             if name.startswith(starts) and (prefix != "SIG" or "_" not in name):

@@ -8,6 +8,7 @@ from clonekit.linux.abi import lib
 from clonekit.phases import PHASES
 from clonekit.program import Program
 from clonekit.steps.execute import arguments, environment, execute
+from clonekit.steps.namespaces import is_entered
 from clonekit.steps.signals import PYTHON_IGNORES
 from clonekit.steps.step import KINDS, Step
 
@@ -47,6 +48,8 @@ SAID_ELSEWHERE = {
     "process_group": "pgid=",
     "preexec_fn": "the fields for what it does, or steps=",
 }
+#: Fields that furnish a namespace, and which.
+FURNISHING = {"hostname": "uts", "domainname": "uts", "loopback": "net", "network": "net"}
 MOST_KNOWN = 64
 MOST_PROGRAMS = 16
 #: By `Spec._key`: a setup, and its last programs by argv, path and environment.
@@ -89,7 +92,7 @@ class Spec:
 
     def steps(self) -> list[Step]:
         """The declaration as steps, in the order of the phases."""
-        refuse_names_of_the_machine(self.fields)
+        refuse_whole_machine(self.fields)
         of_exec = {name: self.fields[name] for name in OF_EXEC if name in self.fields}
         return [*in_order(with_defaults(self.fields)), execute(self.argv, **of_exec)]
 
@@ -217,14 +220,13 @@ def with_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def refuse_names_of_the_machine(fields: Mapping[str, Any]) -> None:
-    """Without a UTS namespace, root would name the whole machine."""
-    names = fields.get("namespaces", ())
-    if "uts" in (names if isinstance(names, list | tuple | set | frozenset) else [names]):
-        return
-    for field in ("hostname", "domainname"):
-        if field in fields and "join" not in fields:
-            msg = f'{field} would be that of the whole machine; add "uts" to namespaces'
+def refuse_whole_machine(fields: Mapping[str, Any]) -> None:
+    """Without a namespace of the child's, root would name or connect the whole machine."""
+    for field, name in FURNISHING.items():
+        if fields.get(field, False) is not False and not is_entered(
+            name, fields.get("namespaces", ()), fields.get("join", ())
+        ):
+            msg = f'{field} would be that of the whole machine; add "{name}" to namespaces'
             raise DeclarationError(msg)
 
 

@@ -20,7 +20,9 @@ MOST_LINES = 300
 FLOORS = (
     ("_machine",),
     ("errors", "linux"),
-    ("records",),
+    ("records", "addressing", "rtnl"),
+    ("interface",),
+    ("interfaces",),
     ("steps", "phases"),
     ("manners",),
     ("completion", "untraceable"),
@@ -36,7 +38,8 @@ FLOORS = (
     ("program",),
     ("spec",),
     ("waiting",),
-    ("aio",),
+    ("aio", "network"),
+    ("netns",),
     ("features", "options", "job", "tables"),
     ("cli", "__main__", "__init__"),
 )

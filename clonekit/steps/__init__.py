@@ -39,6 +39,7 @@ from clonekit.steps.namespaces import (
     set_domain_name,
     set_host_name,
 )
+from clonekit.steps.network import furnish_network, loopback_up
 from clonekit.steps.opening import (
     bind_socket,
     close_descriptor,
@@ -95,12 +96,14 @@ __all__ = [
     "end_without_zombie",
     "enter_cgroup",
     "execute",
+    "furnish_network",
     "ignore_signals",
     "install_seccomp_filter",
     "join_namespaces",
     "join_session_keyring",
     "keep_capabilities",
     "listen_socket",
+    "loopback_up",
     "map_gid",
     "map_uid",
     "new_core_cookie",
