@@ -217,16 +217,15 @@ class Move(Interface):
         # have none in ours.
         from clonekit.rtnl import Rtnl
 
-        ours = Rtnl.inside(inside.namespace())
         before = outside.look(self.interface)
+        ours = Rtnl.inside(inside.namespace())
         name = new_name()
         target = [("IFLA_IFNAME", name), ("IFLA_NET_NS_FD", inside.namespace())]
-        outside.set_link(before["index"], target, repr(self))
-        index = ours.index(name)
-        home = [
-            ("IFLA_IFNAME", self.interface), ("IFLA_NET_NS_FD", outside.namespace()),
-        ]  # fmt: skip
+        home = [("IFLA_IFNAME", self.interface), ("IFLA_NET_NS_FD", outside.namespace())]
         old = [(each, before.get_attr(each)) for each in ("IFLA_MTU", "IFLA_ADDRESS")]
+        with undoing(ours.close):
+            outside.set_link(before["index"], target, repr(self))
+            index = ours.index(name)
 
         def undo() -> None:
             ours.set_link(index, [], f"{self.name} down", up=False)

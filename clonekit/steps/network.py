@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from clonekit.interface import Interface, checked, make_all
+from clonekit.interface import Interface, checked, make_all, undoing
 from clonekit.linux.abi import lib
 from clonekit.records import Ask, Call, Slot
 from clonekit.steps.step import NO_OPTION, Option, step
@@ -51,7 +51,10 @@ def furnish_network(interfaces: Interface | Iterable[Interface]) -> Records:
     socket = Slot()
 
     def act(child: Asking) -> Callable[[], object]:
-        return make_all(values, fetched(child, socket))
+        inside = fetched(child, socket)
+        with undoing(inside.close):
+            undo = make_all(values, inside)
+        return lambda: (undo(), inside.close())
 
     kind = lib.SOCK_DGRAM | lib.SOCK_CLOEXEC
     yield Call("socket", lib.AF_NETLINK, kind, 0, to=socket)
