@@ -54,7 +54,7 @@ SIGNATURES: dict[str, str] = {
     "fsmount": "fd FSMOUNT_| MOUNT_ATTR_|",
     "fsopen": "s FSOPEN_|",
     "getpgid": "n",
-    "ioctl": "fd TIOC p",
+    "ioctl": "fd IOC p",
     "ioprio_set": "n n n",
     "keyctl": "KEYCTL_ s",
     "landlock_add_rule": "fd n p12 n",
@@ -109,6 +109,8 @@ SIGNATURES: dict[str, str] = {
 FAMILIES = {
     "PR_": ("PR_SET_", "PR_GET_", "PR_CAPBSET_", "PR_CAP_AMBIENT", "PR_SCHED_CORE"),
     "TREE_": ("OPEN_TREE_", "AT_EMPTY_PATH", "AT_RECURSIVE", "AT_SYMLINK_NOFOLLOW"),
+#: What constants begin with that stand in one place, where that is not what the word says.
+    "IOC": ("TIOC", "SIOC"),
 }
 SHORT = 16
 SHOWN = 4

@@ -10,7 +10,7 @@ from clonekit.linux.abi import lib
 from clonekit.phases import PHASES
 from clonekit.program import Program
 from clonekit.steps.execute import arguments, environment, execute
-from clonekit.steps.namespaces import OCI_NAMES
+from clonekit.steps.namespaces import is_entered
 from clonekit.steps.signals import PYTHON_IGNORES
 from clonekit.steps.step import KINDS, Step
 
@@ -52,6 +52,11 @@ SAID_ELSEWHERE = {
     "process_group": "pgid=",
     "preexec_fn": "the fields for what it does, or steps=",
 }
+#: Fields that furnish a namespace, and which.
+FURNISHING = {
+    "hostname": "uts", "domainname": "uts", "loopback": "net", "network": "net",
+    **dict.fromkeys((*OF_MOUNTS, "propagation"), "mnt"),
+}  # fmt: skip
 MOST_KNOWN = 64
 MOST_PROGRAMS = 16
 #: By `Spec._key`: a setup, and its last programs by argv, path and environment.
@@ -94,9 +99,7 @@ class Spec:
 
     def steps(self) -> list[Step]:
         """The declaration as steps, in the order of the phases."""
-        refuse_names_of_the_machine(self.fields)
-        refuse_init_outside(self.fields)
-        refuse_mounts_of_the_parent(self.fields)
+        refuse_whole_machine(self.fields)
         of_exec = {name: self.fields[name] for name in OF_EXEC if name in self.fields}
         return [*in_order(with_defaults(self.fields)), execute(self.argv, **of_exec)]
 
@@ -228,37 +231,18 @@ def with_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def refuse_mounts_of_the_parent(fields: Mapping[str, Any]) -> None:
-    """Without a mount namespace, root would mount for the whole machine."""
-    given = [name for name in (*OF_MOUNTS, "propagation") if name in fields]
-    if not given or "join" in fields or fields.get("empty_mounts"):
-        return
-    if "mnt" not in namespace_names(fields):
-        msg = f'{given[0]} would change the mounts of the whole machine; add "mnt" to namespaces'
-        raise DeclarationError(msg)
-
-
-def namespace_names(fields: Mapping[str, Any]) -> set[str]:
-    """The new namespaces of a declaration, by the names of /proc/PID/ns."""
-    names = fields.get("namespaces", ())
-    given = names if isinstance(names, list | tuple | set | frozenset) else [names]
-    return {OCI_NAMES.get(name, name) for name in given if isinstance(name, str)}
-
-
-def refuse_names_of_the_machine(fields: Mapping[str, Any]) -> None:
-    """Without a UTS namespace, root would name the whole machine."""
-    if "uts" in namespace_names(fields):
-        return
-    for field in ("hostname", "domainname"):
-        if field in fields and "join" not in fields:
-            msg = f'{field} would be that of the whole machine; add "uts" to namespaces'
-            raise DeclarationError(msg)
-
-
-def refuse_init_outside(fields: Mapping[str, Any]) -> None:
-    """An init that is not the first process of a PID namespace would end nothing."""
-    if fields.get("init") and "pid" not in namespace_names(fields):
+def refuse_whole_machine(fields: Mapping[str, Any]) -> None:
+    """Without a namespace of the child's, root would name, mount or connect the whole machine."""
+    names, joined = fields.get("namespaces", ()), fields.get("join", ())
+    if fields.get("init") and not is_entered("pid", names, ()):
         msg = 'init is the first process of a new PID namespace; add "pid" to namespaces'
+        raise DeclarationError(msg)
+    for field, name in FURNISHING.items():
+        if fields.get(field, False) is False or is_entered(name, names, joined):
+            continue
+        if name == "mnt" and fields.get("empty_mounts"):
+            continue
+        msg = f'{field} would be that of the whole machine; add "{name}" to namespaces'
         raise DeclarationError(msg)
 
 

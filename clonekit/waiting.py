@@ -28,7 +28,7 @@ from clonekit.linux.memory import address
 from clonekit.manners import DRIVEN, ORDERED, STARTED
 from clonekit.orders import Order
 from clonekit.records import ChildFd, Fd, Slot
-from clonekit.spec import OF_EXEC, Spec, in_order, own_steps, refuse_names_of_the_machine
+from clonekit.spec import OF_EXEC, Spec, in_order, own_steps, refuse_whole_machine
 from clonekit.steps.descriptors import place_descriptors
 from clonekit.steps.sandbox import set_attribute
 from clonekit.steps.signals import PARENT, set_signal_mask
@@ -401,7 +401,7 @@ def prepared(declaration: dict[str, Any]) -> tuple[Opening, list[Step]]:
         if name in OF_EXEC or name in {"check", "suspended"}:
             msg = f"{name} belongs to the start of the program; give it to start()"
             raise DeclarationError(msg)
-    refuse_names_of_the_machine(fields)
+    refuse_whole_machine(fields)
     steps = in_order(Spec(["nascent"], **fields).fields)
     opening = opening_of([step for step in steps if step.phase == "clone"])
     steps = [step for step in steps if step.phase != "clone"]

@@ -24,6 +24,7 @@ from clonekit import Exit, Landlock, Program, Slot, SpawnError, spawn
 from clonekit.completion import CLOSED_PHASES
 from clonekit.linux import FsAccess
 from clonekit.linux.abi import NUMBERS, call, lib
+from clonekit.network import Veth, networks
 from clonekit.steps import (
     bind_socket,
     bound_capabilities,
@@ -39,12 +40,14 @@ from clonekit.steps import (
     end_without_zombie,
     enter_cgroup,
     execute,
+    furnish_network,
     ignore_signals,
     install_seccomp_filter,
     join_namespaces,
     join_session_keyring,
     keep_capabilities,
     listen_socket,
+    loopback_up,
     make_ruleset,
     map_gid,
     map_uid,
@@ -245,6 +248,12 @@ def newer_clone(flags: int) -> Callable[[], str]:
     return lambda: apart(attempt)
 
 
+def has_veth() -> None:
+    """Raise where no cable can be laid between two networks of our own."""
+    left, right = networks(2)
+    left.add(Veth(into=right))
+
+
 def landlock_abi() -> None:
     """Raise where Landlock is off."""
     call("landlock_create_ruleset", 0, 0, 1)
@@ -260,6 +269,8 @@ NEEDS: dict[str, Callable[[], str]] = {
     "uts": unsharing("uts"),
     "mount": unsharing("ns"),
     "time": unsharing("time"),
+    "net": unsharing("net"),
+    "veth": lambda: apart(has_veth),
     "rtprio": lambda: apart(lambda: os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))),
     "chroot": lambda: apart(
         lambda: (call("unshare", lib.CLONE_NEWUSER) if os.geteuid() else 0, os.chroot("/"))
@@ -768,6 +779,37 @@ def a_gid_inside(_: Room) -> list[Step]:
 @fails("map_gid", errno.EPERM, errno.EACCES)
 def a_gid_map_without_a_namespace(_: Room) -> list[Step]:
     return [map_gid(0)]
+
+
+@succeeds("loopback_up", ("cat", "/proc/self/net/fib_trie"), lambda text: "127.0.0.1" in text, ("net",))
+def a_loopback_is_up(_: Room) -> list[Step]:
+    return [*privileged("net"), loopback_up()]
+
+
+@fails("loopback_up", errno.EPERM)
+def a_loopback_takes_a_capability(_: Room) -> list[Step]:
+    return [*powerless(), loopback_up()]
+
+
+@succeeds(
+    "furnish_network", ("cat", "/proc/self/net/fib_trie"), lambda text: "10.0.0.2" in text,
+    ("root", "veth"),
+)  # fmt: skip
+def a_cable_leads_into_another_network(room: Room) -> list[Step]:
+    network = room.stack.enter_context(networks()[0])
+    return [*privileged("net"), furnish_network([Veth(into=network, addresses=["10.0.0.2/24"])])]
+
+
+@succeeds("furnish_network", needs=("net",))
+def a_network_may_have_no_interface(_: Room) -> list[Step]:
+    return [*privileged("net"), furnish_network([])]
+
+
+@fails("furnish_network", errno.EPERM, errno.EEXIST, needs=("veth",))
+def a_cable_needs_a_free_name_and_rights_at_both_ends(room: Room) -> list[Step]:
+    left, right = (room.stack.enter_context(network) for network in networks(2))
+    left.add(Veth(into=right, peer="ckpeer"))
+    return [*privileged("net"), furnish_network([Veth(into=right, peer="ckpeer")])]
 
 
 @succeeds("set_host_name", ("hostname",), says("elsewhere"), ("uts",))

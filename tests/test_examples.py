@@ -45,7 +45,7 @@ def free_port(ports: range) -> int:
 
 
 def test_every_example_is_tested() -> None:
-    tested = {"first", "bind_and_drop", "network", "private_tmp", "supervise"}
+    tested = {"first", "bind_and_drop", "network", "private_tmp", "supervise", "two_hosts"}
     assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
 
 
@@ -66,6 +66,16 @@ def test_network_is_made_before_the_program(need: Callable[[str], None]) -> None
     told = run("network.py")
     assert "the child's network has lo" in told
     assert "port 80 of 10.20.30.40 says hello" in told
+
+
+def test_two_hosts_talk_over_a_cable(need: Callable[[str], None]) -> None:
+    need("net")
+    need("veth")
+    told = run("two_hosts.py")
+    assert told.splitlines() == [
+        "this host has lo, eth0 and 10.0.0.2",
+        "port 80 of 10.0.0.1 says hello, 10.0.0.2",
+    ]
 
 
 REFUSING = """

@@ -37,6 +37,8 @@ Row = dict[str, Any]
 GUARDED = re.compile("PR_SET_DUMPABLE|setns")
 SENT = re.compile(r"cmsg_data=\[([^\]]+)\]")
 LOADED = re.compile(r"(\$\S+) = scratch\+")
+#: How a child that asks tells its parent, and waits.
+WAITING = ("futex", "sched_yield")
 #: strace leaves the mode out where the flags make no file.
 SHORTENED = ("openat",)
 #: What the spawning process finds out at each spawn: a number above all that it keeps, its pidfd.
@@ -76,10 +78,15 @@ def compared(run: Run) -> int:
     last: Row | None = None
     for number, row in enumerate(run.rows):
         call = calls[at]
-        if last is not None and call.name == "exit_group":
+        waits = row["text"].startswith("wait for the parent: ")  # and may hear that it failed
+        if last is not None and call.name == "exit_group" and not waits:
             return ended(run, last, number)
         if "syscall" not in row:
             load(row, registers, ends)
+            if waits or "parent" in row:
+                last = row
+                while calls[at].name in WAITING:
+                    at += 1
             continue
         compare(row, call, registers, unreadable=unreadable)
         if "result" in row:

@@ -20,8 +20,9 @@ MOST_LINES = 300
 FLOORS = (
     ("_machine",),
     ("errors", "linux"),
-    ("records", "rules"),
-    ("filters", "notify", "profiles", "request"),
+    ("records", "rules", "addressing", "rtnl"),
+    ("interface", "filters", "notify", "profiles", "request"),
+    ("interfaces",),
     ("steps", "phases", "mounts", "trees", "landlock", "cgroup"),
     ("manners",),
     ("completion", "passing", "untraceable"),
@@ -40,7 +41,8 @@ FLOORS = (
     ("program",),
     ("spec",),
     ("entering", "waiting"),
-    ("aio",),
+    ("aio", "network"),
+    ("netns",),
     ("features", "options", "job", "tables"),
     ("cli", "__main__", "__init__"),
 )

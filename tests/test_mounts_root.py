@@ -11,7 +11,7 @@ import pytest
 from mounting import apart, mounts_seen, nothing_is_left, root, rows, shell
 from step_cases import output
 
-from clonekit import DeclarationError, Program, Spec, SpawnError, spawn
+from clonekit import DeclarationError, Program, SpawnError, Spec, spawn
 from clonekit.mounts import bind, dev, overlay, proc, tmpfs
 from clonekit.steps import (
     enter_root,

@@ -31,6 +31,7 @@ NOT_AFTER_EXEC = {
     "set_uid": "exec copies the effective to the saved one",
     "set_gid": "exec copies the effective to the saved one",
     "nothing_mounted": "a program must be found",
+    "furnish_network": "a program that is held asks nobody",
 }
 
 

@@ -63,6 +63,10 @@ from clonekit.steps.namespaces import (
     set_domain_name,
     set_host_name,
 )
+from clonekit.steps.network import (
+    furnish_network,
+    loopback_up,
+)
 from clonekit.steps.opening import (
     bind_socket,
     close_descriptor,
@@ -123,6 +127,7 @@ __all__ = [
     "enter_cgroup",
     "enter_root",
     "execute",
+    "furnish_network",
     "ignore_signals",
     "install_seccomp_filter",
     "join_namespaces",
@@ -130,6 +135,7 @@ __all__ = [
     "keep_capabilities",
     "listen_socket",
     "load_first_stage",
+    "loopback_up",
     "make_path_read_only",
     "make_ruleset",
     "map_gid",

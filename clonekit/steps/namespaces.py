@@ -130,6 +130,22 @@ def joins(value: object) -> Iterable[tuple[object, ...]]:
     return [tuple(entry) if isinstance(entry, tuple | list) else (entry,) for entry in values]
 
 
+def is_entered(name: str, names: Iterable[str] | str, joined: object) -> bool:
+    """Whether a declaration's `namespaces` make one of this kind, or its `join` may enter one."""
+    flag = namespace(name)
+    if flag in {namespace(each) for each in ([names] if isinstance(names, str) else names)}:
+        return True
+    for fd, *named in joins(joined):
+        if named and isinstance(named[0], str | list | tuple):
+            kinds = {namespace(each) for each in ([named[0]] if isinstance(named[0], str) else named[0])}
+        else:
+            number = fd if isinstance(fd, int) else getattr(fd, "fileno", lambda: -1)()
+            kinds = {kind_of(number) if number >= 0 else 0}
+        if kinds & {flag, 0}:
+            return True
+    return False
+
+
 def parse_join(text: str) -> tuple[object, ...]:
     """`FD`, or `FD:net,ipc` for a pidfd."""
     fd, _, names = text.partition(":")
