@@ -128,7 +128,6 @@ def made(count: int, namespaces: list[str]) -> tuple[Network, ...]:
     import fcntl
 
     from clonekit.steps.maps import map_gid, map_uid
-    from clonekit.steps.namespaces import 
     from clonekit.steps.opening import open_socket
     from clonekit.waiting import nascent
 
