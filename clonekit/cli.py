@@ -1,4 +1,4 @@
-"""The command line: run, explain, trace, features.
+"""The command line: run, enter, explain, trace, features.
 
 Exit status: the program's; 128 and the signal's number for one that a signal ended; 127 where the
 program was not found, 126 where it cannot be executed, 125 for everything that goes wrong before.
@@ -7,6 +7,7 @@ program was not found, 126 where it cannot be executed, 125 for everything that 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ import sys
 from clonekit.errors import DeclarationError, SpawnError
 from clonekit.job import Job
 from clonekit.options import Parser, Refused, add_options, declared, refusal_of_exec
+from clonekit.steps.namespaces import parse_names
 from clonekit.tables import (
     one_line,
     print_json,
@@ -37,6 +39,7 @@ DESCRIPTION = """\
 Linux processes made exactly as you say.
 
   clonekit run [options] -- PROGRAM ARG...      run a program
+  clonekit enter PID [options] -- PROGRAM ARG...  run it beside a process, in its namespaces
   clonekit explain [options] -- PROGRAM ARG...  show the calls that make it
   clonekit trace [options] -- PROGRAM ARG...    run it, show each call's time
   clonekit features                             what kernel and user may do here
@@ -47,6 +50,9 @@ Exit status: the program's; 128+N if signal N ended it; 127 if it was not found,
 be executed; 125 for anything that goes wrong before it begins."""
 COMMANDS = {
     "run": "Run a program in the foreground and exit as it does.",
+    "enter": (
+        "Run a program in the namespaces and the root of a process that runs, and exit as it does."
+    ),
     "explain": "Show the system calls between clone and exec. Nothing is run.",
     "trace": (
         "Run a program and show the result and the time of each system call that made it. The "
@@ -102,12 +108,15 @@ def parser() -> Parser:
         metavar="COMMAND", dest="name", required=True, prog="clonekit", help=argparse.SUPPRESS
     )
     for name, told in COMMANDS.items():
+        process = "PID " * (name == "enter")
         command = commands.add_parser(
-            name, usage=f"clonekit {name} [options] -- PROGRAM [ARG...]", description=told,
+            name, usage=f"clonekit {name} {process}[options] -- PROGRAM [ARG...]", description=told,
             epilog=STATUS, allow_abbrev=False,
         )  # fmt: skip
-        command.set_defaults(command=globals()[name])
-        if name != "run":
+        command.set_defaults(command=globals()[name] if name != "enter" else run)
+        if name == "enter":
+            add_entrance(command)
+        elif name != "run":
             command.add_argument(
                 "--json", action="store_true", help="print a list of objects, for tools"
             )
@@ -121,6 +130,21 @@ def parser() -> Parser:
     listing.add_argument("--json", action="store_true", help="print a list of objects, for tools")
     listing.set_defaults(command=features)
     return whole
+
+
+def add_entrance(command: argparse.ArgumentParser) -> None:
+    """Which process is entered, and how far."""
+    command.add_argument("entered", metavar="PID", type=int, help="the process")
+    command.add_argument(
+        "--only", metavar="NAMES", type=parse_names,
+        help="Join these namespaces; by default all in which the process differs from us.",
+    )  # fmt: skip
+    command.add_argument(
+        "--own-root", action="store_true", help="Keep our root, not the process's."
+    )
+    command.add_argument(
+        "--its-cgroup", action="store_true", help="Begin in the process's cgroup (cgroup2)."
+    )
 
 
 def compiled(spec: Spec) -> Program:
@@ -141,17 +165,18 @@ def refusal(error: SpawnError, program: object) -> Refused:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """`clonekit run`."""
-    spec = declared(arguments)
-    program = compiled(spec)
-    job = Job()
-    try:
-        process = program.spawn()
-    except SpawnError as error:
-        raise refusal(error, spec.argv[0]) from None
-    except DeclarationError as error:
-        raise Refused(str(error)) from None
-    return status_of(job.attend(process))
+    """`clonekit run`, and `clonekit enter`."""
+    with contextlib.ExitStack() as held:
+        spec = declared(arguments, held)
+        program = compiled(spec)
+        job = Job()
+        try:
+            process = program.spawn()
+        except SpawnError as error:
+            raise refusal(error, spec.argv[0]) from None
+        except DeclarationError as error:
+            raise Refused(str(error)) from None
+        return status_of(job.attend(process))
 
 
 def status_of(ended: Exit) -> int:
@@ -161,18 +186,24 @@ def status_of(ended: Exit) -> int:
 
 def explain(arguments: argparse.Namespace) -> int:
     """`clonekit explain`."""
-    program = compiled(declared(arguments))
-    if arguments.json:
-        print_json(program.explain(), sys.stdout)
-    else:
-        show_program(program, sys.stdout)
+    with contextlib.ExitStack() as held:
+        program = compiled(declared(arguments, held))
+        if arguments.json:
+            print_json(program.explain(), sys.stdout)
+        else:
+            show_program(program, sys.stdout)
     return 0
 
 
 def trace(arguments: argparse.Namespace) -> int:
     """`clonekit trace`."""
-    spec = declared(arguments)
-    program = compiled(spec)
+    with contextlib.ExitStack() as held:
+        spec = declared(arguments, held)
+        return shown(arguments, spec, compiled(spec))
+
+
+def shown(arguments: argparse.Namespace, spec: Spec, program: Program) -> int:
+    """Run it, and show its trace."""
     output = None
     if arguments.output is not None:
         try:

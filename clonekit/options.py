@@ -10,13 +10,16 @@ import argparse
 import errno
 import os
 
+from clonekit.errors import DeclarationError
 from clonekit.linux.abi import errno_name
 from clonekit.phases import PHASES
+from clonekit.shorthands import SHORTHANDS, applied
 from clonekit.spec import FIELDS, Spec
 from clonekit.steps.step import NO_OPTION
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import contextlib
     from collections.abc import Callable
     from typing import Any, NoReturn
 
@@ -54,6 +57,7 @@ class Parser(argparse.ArgumentParser):
 
 def add_options(command: argparse.ArgumentParser) -> None:
     """An option for each field of a declaration, grouped by phase."""
+    add_shorthands(command.add_argument_group("shorthands", "for several of what follows"))
     fields: dict[str, list[tuple[str, Kind]]] = {}
     for field in FIELDS:
         kind = kind_of_option(field)
@@ -67,6 +71,31 @@ def add_options(command: argparse.ArgumentParser) -> None:
             add_option(group, field, kind)
         if phase == "exec":
             add_options_of_exec(group)
+
+
+def add_shorthands(group: Any) -> None:
+    """An option for each shorthand, remembered in their order."""
+    for shorthand in SHORTHANDS:
+        group.add_argument(
+            shorthand.flag, dest="shorthands", action=Ordered, const=shorthand,
+            nargs=len(shorthand.takes), metavar=shorthand.takes or None,
+            help=shorthand.help.replace("%", "%%"),
+        )  # fmt: skip
+
+
+class Ordered(argparse.Action):
+    """Options of which the order counts."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,  # noqa: ARG002 - argparse's signature
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,  # noqa: ARG002 - likewise
+    ) -> None:
+        """Add one to those before it."""
+        before = getattr(namespace, self.dest) or []
+        setattr(namespace, self.dest, [*before, (self.const, values)])
 
 
 def kind_of_option(field: str) -> Kind | None:
@@ -204,8 +233,8 @@ class Variables(argparse.Action):
         setattr(namespace, self.dest, {**before, values[0]: values[1]})
 
 
-def declared(arguments: argparse.Namespace) -> Spec:
-    """The declaration that the options make."""
+def declared(arguments: argparse.Namespace, held: contextlib.ExitStack) -> Spec:
+    """The declaration that the options make; what is made for it alone is held meanwhile."""
     if not arguments.program:
         msg = f"no program is given: clonekit {arguments.name} [options] -- PROGRAM [ARG...]"
         raise Refused(msg)
@@ -224,9 +253,45 @@ def declared(arguments: argparse.Namespace) -> Spec:
         argv[0] = arguments.argv0
     fields |= {"executable": executable, "check": arguments.check}
     fields["deadline"] = arguments.deadline
+    try:
+        applied(fields, arguments.shorthands or ())
+        hold(fields, arguments, held)
+    except DeclarationError as error:
+        raise Refused(str(error)) from None
+    except OSError as error:
+        msg = f"{error.filename or arguments.name}: {error.strerror or error}"
+        raise Refused(msg) from None
     if arguments.clear_env or variables:
         fields["env"] = env
     return Spec(argv, **fields)
+
+
+def hold(fields: dict[str, Any], arguments: argparse.Namespace, held: contextlib.ExitStack) -> None:
+    """Make a group for limits, and open the process that is entered."""
+    limits = fields.pop("limits", None)
+    if limits:
+        from clonekit.cgroup import Cgroup
+
+        if "cgroup" in fields:
+            msg = (
+                "limits are those of a group that is made; leave --cgroup out, or write them there"
+            )
+            raise DeclarationError(msg)
+        fields["cgroup"] = held.enter_context(Cgroup(limits=limits))
+    if "entered" in arguments:
+        from clonekit.entering import Entrance
+
+        entrance = held.enter_context(
+            Entrance(
+                arguments.entered, arguments.only, root=not arguments.own_root,
+                cgroup=arguments.its_cgroup,
+            )
+        )  # fmt: skip
+        for field, value in entrance.fields.items():
+            if field in fields:
+                msg = f"{field} is that of the process that is entered; leave it out"
+                raise DeclarationError(msg)
+            fields[field] = value
 
 
 def check_field(name: str, value: object) -> None:

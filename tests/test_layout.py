@@ -43,7 +43,8 @@ FLOORS = (
     ("entering", "waiting"),
     ("aio", "network"),
     ("netns",),
-    ("features", "options", "job", "tables"),
+    ("features", "shorthands", "job", "tables"),
+    ("options",),
     ("cli", "__main__", "__init__"),
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
