@@ -38,11 +38,11 @@ BY_SIGNAL = 128
 DESCRIPTION = """\
 Linux processes made exactly as you say.
 
-  clonekit run [options] -- PROGRAM ARG...      run a program
-  clonekit enter PID [options] -- PROGRAM ARG...  run it beside a process, in its namespaces
-  clonekit explain [options] -- PROGRAM ARG...  show the calls that make it
-  clonekit trace [options] -- PROGRAM ARG...    run it, show each call's time
-  clonekit features                             what kernel and user may do here
+  clonekit run [options] -- PROGRAM ARG...        run a program
+  clonekit enter PID [options] -- PROGRAM ARG...  run it beside a process
+  clonekit explain [options] -- PROGRAM ARG...    show the calls that make it
+  clonekit trace [options] -- PROGRAM ARG...      run it, show each call's time
+  clonekit features                               what is possible here
 
 The options are those of a declaration: see `clonekit run --help`."""
 STATUS = """\

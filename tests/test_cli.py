@@ -18,6 +18,7 @@ from typing import Any, Self
 import pytest
 
 from clonekit import Process, Spec, spawn
+from clonekit.shorthands import SHORTHANDS
 from clonekit.spec import FIELDS
 from clonekit.tables import duration, wrapped
 
@@ -25,7 +26,7 @@ CLONEKIT = [sys.executable, "-m", "clonekit"]
 PYTHON = sys.executable
 PATIENCE = 30  # seconds for which a terminal may be silent
 #: Fields whose value has no text: objects of the library.
-WITHOUT_OPTION = {"suspended"}
+WITHOUT_OPTION = {"suspended", "mounts", "network"}
 WIDTHS = (80, 120)
 
 
@@ -52,10 +53,13 @@ def test_every_field_of_a_declaration_has_an_option() -> None:
     told = clonekit("run", "--help").stdout
     options = set(re.findall(r"^ +--([\w-]+)", told, re.MULTILINE))
     fields = {field.replace("_", "-") for field in FIELDS if field not in WITHOUT_OPTION}
-    assert options == fields | {"executable", "argv0", "env", "clear-env", "check", "deadline"}
+    shorthands = {shorthand.flag[2:] for shorthand in SHORTHANDS}
+    of_exec = {"executable", "argv0", "env", "clear-env", "check", "deadline"}
+    assert options == fields | shorthands | of_exec
+    assert not fields & shorthands
 
 
-@pytest.mark.parametrize("command", ["run", "explain", "trace", "features"])
+@pytest.mark.parametrize("command", ["run", "enter", "explain", "trace", "features"])
 def test_help_fits_80_columns(command: str) -> None:
     done = clonekit(command, "--help", env={**os.environ, "COLUMNS": "80"})
     assert done.returncode == 0

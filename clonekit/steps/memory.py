@@ -46,16 +46,15 @@ def load_first_stage() -> Records:
 
 
 @step(phase="memory", field="mdwe", apart=True)
-def deny_write_execute(*, inherit: bool = True) -> Records:
+def deny_write_execute() -> Records:
     """Memory that was ever writable is never executable: prctl(PR_SET_MDWE).
 
-    With `inherit=False` children of the program do not have it (Linux 6.6).
+    Children of the program have it too.
 
     Raises: EINVAL before Linux 6.3. Since: Linux 6.3. See: PR_SET_MDWE(2const).
     """
     yield OwnMemory()
-    flags = lib.PR_MDWE_REFUSE_EXEC_GAIN | (0 if inherit else lib.PR_MDWE_NO_INHERIT)
-    yield Call("prctl", lib.PR_SET_MDWE, flags, 0, 0, 0)
+    yield Call("prctl", lib.PR_SET_MDWE, lib.PR_MDWE_REFUSE_EXEC_GAIN, 0, 0, 0)
 
 
 @step(phase="memory", field="no_thp", apart=True)
