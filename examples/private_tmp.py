@@ -2,8 +2,7 @@
 
 In a mount namespace of its own an empty directory of ours is mounted over /tmp. The program reads
 its task from descriptor 0, has 1 and 2, may write below /tmp alone and read only the system. It
-has no network, is nobody, and what it leaves in /tmp is ours to look at. The library has no steps
-for mounts yet; `system_call` says what they would. Usage: private_tmp.py [PROGRAM ARG...]
+has no network, is nobody, and what it leaves in /tmp is ours to look at. Usage: private_tmp.py [PROGRAM ARG...]
 """
 
 from __future__ import annotations
@@ -13,23 +12,25 @@ import sys
 import tempfile
 from pathlib import Path
 
-from clonekit import Program, SpawnError
+from clonekit import Program, SpawnError, mounts
 from clonekit.linux import landlock
-from clonekit.linux.abi import lib
 from clonekit.steps import (
     change_directory,
+    enter_root,
     execute,
     map_gid,
     map_uid,
+    mount,
     new_namespaces,
+    new_root,
     place_descriptors,
     restrict_with_landlock,
     set_gid,
     set_groups,
     set_no_new_privs,
+    set_propagation,
     set_rlimit,
     set_uid,
-    system_call,
 )
 
 UNTRUSTED = """
@@ -61,8 +62,10 @@ with tempfile.TemporaryDirectory() as private, tempfile.TemporaryFile() as task:
             # right to mount in there until exec.
             new_namespaces(["mnt", "pid", "net", "ipc", *([] if root else ["user"])]),
             *([] if root else [map_uid(NOBODY), map_gid(NOBODY)]),
-            system_call("mount", b"none\0", b"/\0", 0, lib.MS_REC | lib.MS_PRIVATE, 0),
-            system_call("mount", os.fsencode(private) + b"\0", b"/tmp\0", 0, lib.MS_BIND, 0),
+            set_propagation(),
+            new_root("/"),
+            mount(mounts.bind(private, "/tmp", nosuid=True, nodev=True)),
+            enter_root("/"),
             change_directory("/tmp"),
             place_descriptors({0: task, 1: 1, 2: 2}),
             set_rlimit("nofile", 16),

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mounting import busybox
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NOBODY = 65534
@@ -45,7 +46,10 @@ def free_port(ports: range) -> int:
 
 
 def test_every_example_is_tested() -> None:
-    tested = {"first", "bind_and_drop", "network", "private_tmp", "supervise", "two_hosts"}
+    tested = {
+        "bind_and_drop", "container", "first", "network", "private_tmp", "supervise", "two_hosts",
+        "untrusted",
+    }  # fmt: skip
     assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
 
 
@@ -66,6 +70,29 @@ def test_network_is_made_before_the_program(need: Callable[[str], None]) -> None
     told = run("network.py")
     assert "the child's network has lo" in told
     assert "port 80 of 10.20.30.40 says hello" in told
+
+
+def test_a_container_has_what_is_its_own(need: Callable[[str], None]) -> None:
+    need("user")
+    busybox()
+    told = run("container.py").splitlines()
+    assert told == [
+        "I am process 2 of aquarium, and uid 0.",
+        "Here are bin dev etc proc tmp , and of processes 4.",
+        "The root cannot be written.",
+        "/tmp can.",
+        "Nothing more is mounted.",
+    ]
+
+
+def test_a_snippet_that_nobody_trusts_can_do_little(need: Callable[[str], None]) -> None:
+    need("user")
+    told = run("untrusted.py").splitlines()
+    assert told[0].startswith("uid 65534 in /tmp with ['bin', 'dev', ")
+    assert "home" not in told[0]
+    closed = {line.partition(" is closed")[0] for line in told[1:5]}
+    assert closed == {"network", "other files", "writing", "memory"}
+    assert told[5:] == ["processes here: ['1', '2']", "mine", "It ended: SIGXCPU"]
 
 
 def test_two_hosts_talk_over_a_cable(need: Callable[[str], None]) -> None:
