@@ -61,7 +61,7 @@ class Victim:
         return self.page[:8] == self.word
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def victim() -> Victim:
     return Victim()
 
