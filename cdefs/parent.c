@@ -29,6 +29,10 @@
  * P11 A handler of ours, or another thread against the rule, may end a child while its order is
  *     waited for. Whoever waits holds its memory: it is killed, and freed when that is over; a
  *     child that is freed is gone for whoever comes back (driven.c).
+ * P12 Whoever asks to trace a child may have been found to be allowed by the state of our memory, and
+ *     is judged by the child's credentials a moment later, when both have changed.
+ *     The kernel holds the child's lock meanwhile. A record takes it, between the guard and the
+ *     change (untraceable.py); a child made after the guard has risen needs none.
  */
 #define _GNU_SOURCE
 #include <errno.h>

@@ -40,6 +40,7 @@ from clonekit.steps.descriptors import INHERIT, own_table, targets_of
 from clonekit.steps.opening import receive_descriptors
 from clonekit.trees import ROOT
 from clonekit.untraceable import (
+    checks_are_over,
     dumps_end_all,
     joins_users,
     refuse_debug_dumps,
@@ -274,11 +275,12 @@ class Arranged:
         return Fd(self.numbers.get(fd.of, fd.of))  # type: ignore[arg-type]
 
     def _guard(self, credentials: list[tuple[int, int]], steps: Sequence[Step]) -> int:
-        """How our memory is kept untraceable, H7; puts the record that does it where it belongs.
+        """How our memory is kept untraceable, H7; puts the records that do it where they belong.
 
         A join of a user namespace, or a new one made by a privileged parent, is guarded from
-        before the clone: the kernel itself would not forbid it. A change of ids is guarded by a
-        record before it, after what had to be written to /proc/self.
+        before the clone: the kernel itself would not forbid it. A change of ids is guarded by
+        records before it, after what had to be written to /proc/self; and so is a join of a child
+        that exists, whose tracers may have begun to look at it: P12.
         """
         if not self.manner.shares:
             return int(lib.CK_OPEN)
@@ -291,7 +293,7 @@ class Arranged:
             refuse_debug_dumps()
         if places:
             step, at = min(places)
-            self.lists[step].insert(at, untraceable())
+            self.lists[step][at:at] = [untraceable(), checks_are_over()]
         if self.vector >= 0 and dumps_end_all(os.uname().release):
             shared = steps[: self.stage] if self.stage >= 0 else steps
             ends = [n for n, step in enumerate(shared) if step.phase in ("seccomp", "mask")]
@@ -305,14 +307,18 @@ class Arranged:
         return int(lib.CK_GUARDED if places else lib.CK_OPEN)
 
     def _lessened(self, credentials: list[tuple[int, int]]) -> tuple[list[tuple[int, int]], bool]:
-        """Where ids or capabilities change, and whether a user namespace is entered."""
+        """Where credentials change in a child that exists, and whether a new one joins."""
         places = []
         joins = False
         for step, at in credentials:
-            if joins_users(self.lists[step][at]):
-                joins = True
-            elif self.lists[step][at].name not in JOINS:  # type: ignore[union-attr]
+            record = self.lists[step][at]
+            if not joins_users(record):
+                if record.name not in JOINS:  # type: ignore[union-attr]
+                    places.append((step, at))
+            elif self.manner.exists:
                 places.append((step, at))
+            else:
+                joins = True
         if any(entry.flags & lib.CLONE_NEWUSER for entry in self.clone) and is_privileged():
             if os.geteuid() != 0 and self._writes_own_files():
                 msg = (

@@ -39,6 +39,15 @@ def untraceable() -> Call:
     return Call("prctl", lib.PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
+def checks_are_over() -> Call:
+    """Outlast whoever has found the child traceable and is about to look at its credentials: P12.
+
+    The kernel holds the child's lock (task_lock) from the one look to the other; so does this call,
+    which changes nothing. A check that comes later finds an untraceable memory.
+    """
+    return Call("prlimit64", 0, lib.RLIMIT_NOFILE, 0, 0)
+
+
 def dumps_end_all(release: str) -> bool:
     """Before Linux 5.16 a core dump of the child ends every process that shares its memory: us."""
     major, minor = (int("".join(takewhile(str.isdigit, part))) for part in release.split(".")[:2])

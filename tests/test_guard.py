@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 from step_cases import apart
 
-from clonekit import DeclarationError, Fd, Program, Slot, SpawnError, Spec, spawn
+from clonekit import DeclarationError, Fd, Nascent, Program, Slot, SpawnError, Spec, spawn
 from clonekit.linux.abi import call, lib
 from clonekit.steps import (
     execute,
@@ -70,7 +70,22 @@ def test_a_raw_change_of_credentials_is_guarded(name: str) -> None:
     program = Program([system_call(name, 0, 0), execute(["true"])])
     assert program.struct.guard == lib.CK_GUARDED
     texts = [entry["syscall"] for entry in program.explain()]
-    assert texts[texts.index(name) - 1] == "prctl"
+    at = texts.index(name)
+    assert texts[at - 2 : at] == ["prctl", "prlimit64"]
+
+
+@pytest.mark.parametrize(
+    "change", [system_call("setns", Fd(0), lib.CLONE_NEWUSER), system_call("capset", 0, 0)]
+)
+def test_a_child_that_exists_outlasts_the_checks_of_its_tracers_before_a_change(
+    child: Nascent, change: Step
+) -> None:
+    order = child.starting([change, set_umask(0), execute(["true"])], {})
+    assert order.struct.guard == lib.CK_GUARDED
+    texts = [entry.get("syscall") for entry in order.explain()]
+    at = texts.index("prlimit64")
+    assert texts[at - 1] == "prctl"
+    assert texts[at + 1] in {"setns", "capset"}
 
 
 def test_before_linux_5_16_every_child_is_kept_from_dumping_core() -> None:

@@ -61,7 +61,7 @@ class Victim:
         return self.page[:8] == self.word
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def victim() -> Victim:
     return Victim()
 
@@ -183,7 +183,10 @@ def see(built: Path) -> Iterator[int]:
 
 
 def hammer(
-    victim: Victim, programs: Sequence[Program | Waiting], others: list[Callable[[], object]]
+    victim: Victim,
+    programs: Sequence[Program | Waiting],
+    others: list[Callable[[], object]],
+    spawns: int = SPAWNS,
 ) -> None:
     """Spawn these programs by thousands, beside threads that do other things."""
     stop = threading.Event()
@@ -200,7 +203,7 @@ def hammer(
     for thread in threads:
         thread.start()
     try:
-        for _ in range(SPAWNS // len(programs)):
+        for _ in range(spawns // len(programs)):
             for program in programs:
                 # An attacker that stops the program again and again need not be waited for.
                 with contextlib.suppress(FileNotFoundError), program.spawn():
@@ -346,6 +349,45 @@ def test_a_child_that_joined_has_left_our_memory_before_it_is_opened(
     with attacker(built, victim, join=[(namespace.pidfd, ["user"])], **apart_from_us):
         linger(victim, Program(steps))
         linger(victim, Program([new_session(), *steps]))
+
+
+@pytest.fixture
+def interrupted(built: Path, apart_from_us: dict[str, object]) -> Iterator[dict[str, object]]:
+    """An attacker's processor, interrupted all the while.
+
+    The kernel looks at the memory first and at the credentials then. Where it is held in between, a
+    child that exists already may change its credentials meanwhile.
+    """
+    (processor,) = apart_from_us["affinity"]  # type: ignore[misc]
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    process = spawn(
+        [str(built / "interrupt"), str(processor)], fds={1: writer, 2: 2}, pdeathsig="KILL", env={}
+    )
+    os.close(writer)
+    with process:
+        begun = os.read(reader, 1)
+        os.close(reader)
+        if not begun:
+            pytest.skip("the kernel lets us not interrupt a processor (perf_event_open)")
+        yield apart_from_us
+
+
+def test_an_attacker_that_is_checked_while_a_waiting_child_joins_writes_nothing(
+    built: Path, victim: Victim, namespace: Process, see: int, interrupted: dict[str, object]
+) -> None:
+    joins = join_namespaces(namespace.pidfd, "user")
+    waiting = Waiting(joins, execute(["see", "-"], see, env={}))
+    with attacker(built, victim, join=[(namespace.pidfd, ["user"])], **interrupted):
+        hammer(victim, [waiting], [], 2 * SPAWNS)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="it takes capabilities that an attacker lacks")
+def test_an_attacker_that_is_checked_while_capabilities_are_given_up_writes_nothing(
+    built: Path, victim: Victim, see: int, interrupted: dict[str, object]
+) -> None:
+    waiting = Waiting(set_capabilities([]), execute(["see", "-"], see, env={}))
+    with attacker(built, victim, capabilities=[], **interrupted):
+        hammer(victim, [waiting], [], 2 * SPAWNS)
 
 
 def test_no_root_of_a_joined_user_namespace_writes_our_memory(
