@@ -2,7 +2,8 @@
 
 In a mount namespace of its own an empty directory of ours is mounted over /tmp. The program reads
 its task from descriptor 0, has 1 and 2, may write below /tmp alone and read only the system. It
-has no network, is nobody, and what it leaves in /tmp is ours to look at. Usage: private_tmp.py [PROGRAM ARG...]
+has no network, is nobody, and what it leaves in /tmp is ours to look at.
+Usage: private_tmp.py [PROGRAM ARG...]
 """
 
 from __future__ import annotations
