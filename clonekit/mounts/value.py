@@ -22,6 +22,8 @@ FLAGS = {
     "noexec": lib.MOUNT_ATTR_NOEXEC,
 }
 
+LONGEST = 32  # of a source, where a mount is shown: its end says more than its beginning
+
 
 class Mount:
     """Something to be mounted, and where. Make one with the functions of `clonekit.mounts`.
@@ -94,7 +96,10 @@ class Mount:
 
     def __repr__(self) -> str:
         names = [name for name, flag in FLAGS.items() if self.flags & flag]
-        return f"{self.source()} on {self.target}{''.join(', ' + name for name in names)}"
+        source = self.source()
+        if len(source) > LONGEST:
+            source = f"...{source[3 - LONGEST :]}"
+        return f"{source} on {self.target}{''.join(', ' + name for name in names)}"
 
 
 def flags_of(**wanted: bool) -> int:
