@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from clonekit.records import Records
     from clonekit.trees import Path
 
+READ_ONLY: int = lib.MOUNT_ATTR_RDONLY
 #: The flags of a mount that a value may ask for.
 FLAGS = {
-    "read_only": lib.MOUNT_ATTR_RDONLY,
+    "read_only": READ_ONLY,
     "nosuid": lib.MOUNT_ATTR_NOSUID,
     "nodev": lib.MOUNT_ATTR_NODEV,
     "noexec": lib.MOUNT_ATTR_NOEXEC,
@@ -77,7 +78,7 @@ class Mount:
 
     def late_flags(self) -> int:
         """Of a root: the flags that it gets when all is mounted in it."""
-        return self.flags & FLAGS["read_only"]
+        return self.flags & READ_ONLY
 
     def source(self) -> str:
         """What is mounted, in a word."""
