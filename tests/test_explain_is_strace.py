@@ -37,8 +37,8 @@ Row = dict[str, Any]
 GUARDED = re.compile("PR_SET_DUMPABLE|setns")
 SENT = re.compile(r"cmsg_data=\[([^\]]+)\]")
 LOADED = re.compile(r"(\$\S+) = scratch\+")
-#: strace leaves the mode out where the flags make no file.
-SHORTENED = ("openat",)
+#: strace leaves the mode out where the flags make no file, and the number where it is no device.
+SHORTENED = ("mknodat", "openat")
 #: What the spawning process finds out at each spawn: a number above all that it keeps, its pidfd.
 DRIVERS_OWN = ("$.above", "$.parent")
 #: It shows the address of a name that is too long.

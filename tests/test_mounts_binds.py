@@ -12,7 +12,7 @@ import pytest
 from mounting import apart, mounts_seen, nothing_is_left, root, shell
 from step_cases import output
 
-from clonekit import Program, Slot, Spec, SpawnError, spawn
+from clonekit import Program, Slot, SpawnError, Spec, spawn
 from clonekit.linux.abi import NUMBERS, call, lib
 from clonekit.linux.memory import address
 from clonekit.mounts import attach, bind, proc, tmpfs
@@ -64,9 +64,9 @@ def test_read_only_is_so_for_all_that_is_mounted_below(root: Path, apart: Fields
     # The first program mounts below a directory of its own, and spawns another that binds it.
     inner = (
         "from clonekit import spawn; from clonekit.mounts import bind, proc, tmpfs; import sys;"
-        "spawn(['/bin/busybox', 'sh', '-c', 'for d in /work /work/dir /work/dir/deep; do touch $d/x;"
-        " done; cat /proc/self/mountinfo'], rootfs=sys.argv[1], namespaces=['mnt', 'pid'],"
-        "mounts=[proc(), bind('/mnt', '/work', read_only=True)]).wait()"
+        "spawn(['/bin/busybox', 'sh', '-c', 'for d in /work /work/dir /work/dir/deep; do "
+        "touch $d/x; done; cat /proc/self/mountinfo'], rootfs=sys.argv[1],"
+        "namespaces=['mnt', 'pid'], mounts=[proc(), bind('/mnt', '/work', read_only=True)]).wait()"
     )
     import sys
 
@@ -232,9 +232,7 @@ def test_files_belong_to_whom_the_id_map_says(root: Path, outside: Path, users: 
         assert process.wait().status == 0
 
 
-def test_ids_are_mapped_only_by_who_rules_the_file_system(
-    root: Path, outside: Path, need: object
-) -> None:
+def test_ids_are_mapped_only_by_who_rules_the_file_system(outside: Path, need: object) -> None:
     need("user")  # type: ignore[operator]
     own = os.open("/proc/self/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     with pytest.raises(SpawnError) as caught:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from mounting import apart, mounts_seen, nothing_is_left, root, shell
 
-from clonekit import DeclarationError, Spec, SpawnError
+from clonekit import DeclarationError, SpawnError, Spec
 from clonekit.mounts import MASKED_PATHS, READONLY_PATHS, dev, proc, sysfs, tmpfs
 from clonekit.steps import mounts
 
@@ -35,8 +35,8 @@ def test_a_masked_directory_is_empty_for_good(root: Path, apart: Fields) -> None
 def test_what_containers_hide_is_hidden(root: Path, apart: Fields) -> None:
     text = shell(
         "for path in " + " ".join(MASKED_PATHS) + "; do"
-        "  if [ -d $path ]; then echo \"dir $path $(ls -A $path)\";"
-        "  elif [ -e $path ]; then echo \"file $path $(cat $path)\"; fi; done",
+        '  if [ -d $path ]; then echo "dir $path $(ls -A $path)";'
+        '  elif [ -e $path ]; then echo "file $path $(cat $path)"; fi; done',
         rootfs=root, mounts=[proc(), sysfs()], masked_paths=MASKED_PATHS, **apart,
     )  # fmt: skip
     lines = text.splitlines()
@@ -87,7 +87,9 @@ def test_what_a_symlink_leads_to_is_hidden(root: Path, apart: Fields) -> None:
 
 
 @pytest.mark.parametrize("field", ["masked_paths", "readonly_paths"])
-def test_a_symlink_to_ours_leads_nowhere(root: Path, tmp_path: Path, field: str, apart: Fields) -> None:  # fmt: skip
+def test_a_symlink_to_ours_leads_nowhere(
+    root: Path, tmp_path: Path, field: str, apart: Fields
+) -> None:
     (tmp_path / "ours").write_text("ours")
     (root / "link").symlink_to(tmp_path / "ours")
     text = shell("cat /link || true", rootfs=root, **{field: ["/link"]}, **apart)
