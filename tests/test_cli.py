@@ -25,7 +25,7 @@ CLONEKIT = [sys.executable, "-m", "clonekit"]
 PYTHON = sys.executable
 PATIENCE = 30  # seconds for which a terminal may be silent
 #: Fields whose value has no text: objects of the library.
-WITHOUT_OPTION = {"landlock", "suspended"}
+WITHOUT_OPTION = {"landlock", "mounts", "suspended"}
 WIDTHS = (80, 120)
 
 
