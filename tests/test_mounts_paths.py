@@ -79,6 +79,13 @@ def test_a_path_that_is_not_there_is_let_be(root: Path, apart: Fields) -> None:
     assert sorted(path.name for path in root.iterdir()) == before
 
 
+def test_a_path_of_the_kernel_that_has_come_since_is_named(root: Path, apart: Fields) -> None:
+    (root / "proc/appeared").touch()
+    with pytest.raises(SpawnError) as caught:
+        shell("true", rootfs=root, masked_paths=["/proc/appeared"], **apart)
+    assert "compile the declaration again" in caught.value.hint
+
+
 def test_what_a_symlink_leads_to_is_hidden(root: Path, apart: Fields) -> None:
     (root / "etc/secret").write_text("secret")
     (root / "link").symlink_to("/etc/../../etc/secret")
