@@ -53,6 +53,10 @@ OF_MOUNTS = {
         "it has mounts below it that are locked in this user namespace: bind it recursively"
     ),
     ("openat2", errno.EAGAIN): "somebody renames or mounts things there; try again",
+    (
+        "openat2",
+        errno.EIO,
+    ): "it was not there when this was compiled: compile the declaration again",
     ("openat2", errno.ELOOP): "a symlink of /proc is on the way, or too many others",
     ("openat2", errno.ENOENT): "a symlink there leads to nothing inside the root",
     ("pivot_root", errno.EINVAL): "the root is the initial ramfs, which cannot be replaced",

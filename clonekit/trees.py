@@ -159,12 +159,20 @@ def option(context: Slot, name: str, value: object) -> Call:
     return Call("fsconfig", Fd(context), lib.FSCONFIG_SET_STRING, key, refuse_nul(text, name), 0)
 
 
-def found(path: bytes, to: Slot, flags: int = 0, *, tolerate: tuple[int, ...] = ()) -> Call:
+def found(
+    path: bytes,
+    to: Slot,
+    flags: int = 0,
+    *,
+    tolerate: tuple[int, ...] = (),
+    expect: int | None = None,
+) -> Call:
     """A descriptor for what stands at this place in the root."""
     how = Data(OPEN_HOW.pack(os.O_PATH | os.O_CLOEXEC | flags, 0, INSIDE))
     return Call(
-        "openat2", Fd(ROOT), path + b"\0", how, OPEN_HOW.size, to=to, tolerate=tolerate, retry=True
-    )
+        "openat2", Fd(ROOT), path + b"\0", how, OPEN_HOW.size, to=to, expect=expect,
+        tolerate=tolerate, retry=True,
+    )  # fmt: skip
 
 
 def place_of(parts: list[bytes], to: Slot, *, is_file: bool) -> Records:

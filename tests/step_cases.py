@@ -24,6 +24,7 @@ from clonekit import Exit, Landlock, Program, Slot, SpawnError, spawn
 from clonekit.completion import CLOSED_PHASES
 from clonekit.linux import FsAccess
 from clonekit.linux.abi import NUMBERS, call, lib
+from clonekit.mounts import bind, file, file_system, overlay, tmpfs
 from clonekit.network import Veth, networks
 from clonekit.steps import (
     bind_socket,
@@ -39,6 +40,7 @@ from clonekit.steps import (
     end_with_pidfd,
     end_without_zombie,
     enter_cgroup,
+    enter_root,
     execute,
     furnish_network,
     ignore_signals,
@@ -48,11 +50,15 @@ from clonekit.steps import (
     keep_capabilities,
     listen_socket,
     loopback_up,
+    make_path_read_only,
     make_ruleset,
     map_gid,
     map_uid,
+    mask_path,
+    mount,
     new_core_cookie,
     new_namespaces,
+    new_root,
     new_session,
     new_time_namespace,
     open_file,
@@ -80,6 +86,7 @@ from clonekit.steps import (
     set_parent_death_signal,
     set_personality,
     set_process_group,
+    set_propagation,
     set_rlimit,
     set_scheduler,
     set_securebits,
@@ -781,7 +788,9 @@ def a_gid_map_without_a_namespace(_: Room) -> list[Step]:
     return [map_gid(0)]
 
 
-@succeeds("loopback_up", ("cat", "/proc/self/net/fib_trie"), lambda text: "127.0.0.1" in text, ("net",))
+@succeeds(
+    "loopback_up", ("cat", "/proc/self/net/fib_trie"), lambda text: "127.0.0.1" in text, ("net",)
+)
 def a_loopback_is_up(_: Room) -> list[Step]:
     return [*privileged("net"), loopback_up()]
 
@@ -1357,6 +1366,105 @@ def no_new_privs_from_the_clone(_: Room) -> list[Step]:
 @fails("clone_no_new_privs", errno.EPERM, errno.EINVAL, refused={"clone3": errno.EPERM})
 def clone_nnp_behind_a_filter(_: Room) -> list[Step]:
     return [clone_no_new_privs()]
+
+
+# ---- mounts ----
+
+MOUNTINFO = ("cat", "/proc/self/mountinfo")
+
+
+def own_mounts(*mounts: object) -> list[Step]:
+    """Steps that mount these in a mount namespace of one's own."""
+    steps = [*privileged("mnt"), set_propagation(), new_root("/")]
+    return [*steps, *map(mount, mounts)]  # type: ignore[arg-type]
+
+
+@succeeds("set_propagation", MOUNTINFO, lambda text: "shared:" not in text, ("mount",))
+def mounts_stay_in_the_namespace(_: Room) -> list[Step]:
+    return [*privileged("mnt"), set_propagation()]
+
+
+@succeeds("set_propagation", needs=("mount",))
+def mounts_from_outside_still_come(_: Room) -> list[Step]:
+    return [*privileged("mnt"), set_propagation("slave")]
+
+
+@fails("set_propagation", errno.EPERM)
+def propagation_takes_a_capability(_: Room) -> list[Step]:
+    return [*powerless(), set_propagation()]
+
+
+@succeeds("new_root", needs=("mount",))
+def the_root_stays_until_another_is_entered(room: Room) -> list[Step]:
+    return [*privileged("mnt"), set_propagation(), new_root(room.path)]
+
+
+@fails("new_root", errno.EPERM, needs=("mount",))
+def a_root_behind_a_filter(room: Room) -> list[Step]:
+    return [*privileged("mnt"), *behind("open_tree"), new_root(room.path)]
+
+
+@succeeds("mount", ("stat", "-f", "-c", "%T", "/mnt"), says("tmpfs"), ("mount",))
+def a_tmpfs_is_mounted(_: Room) -> list[Step]:
+    return own_mounts(tmpfs("/mnt", size=1 << 16))
+
+
+@succeeds("mount", ("cat", "/mnt/a/new/file"), says("given"), ("mount",))
+def a_file_is_mounted(room: Room) -> list[Step]:
+    fd = room.keep(os.memfd_create("given", os.MFD_CLOEXEC))
+    os.write(fd, b"given")
+    return own_mounts(tmpfs("/mnt"), file("/mnt/a/new/file", fd))
+
+
+@succeeds("mount", ("ls", "/mnt"), says("layer"), ("mount",))
+def a_bind_of_all_and_layers_are_mounted(room: Room) -> list[Step]:
+    (room.path / "layer").mkdir()
+    return own_mounts(
+        bind("/usr", "/mnt", read_only=True, nodev=True),
+        overlay("/mnt", [room.path], in_memory=True, userxattr=True),
+    )
+
+
+@fails("mount", errno.ENODEV, needs=("mount",))
+def an_unknown_file_system(_: Room) -> list[Step]:
+    return own_mounts(file_system("wonderfs", "/mnt"))
+
+
+@fails("mount", errno.ELOOP, needs=("mount",))
+def a_place_behind_a_link_of_proc(_: Room) -> list[Step]:
+    return own_mounts(tmpfs("/proc/self/root/mnt"))
+
+
+@succeeds("mask_path", ("cat", "/etc/passwd"), says(""), ("mount",))
+def a_file_is_hidden(_: Room) -> list[Step]:
+    return [*own_mounts(), mask_path("/etc/passwd"), mask_path("/etc/absent")]
+
+
+@fails("mask_path", errno.ELOOP, needs=("mount",))
+def a_link_of_proc_is_not_hidden(_: Room) -> list[Step]:
+    return [*own_mounts(), mask_path("/proc/self/exe")]
+
+
+@succeeds("make_path_read_only", MOUNTINFO, lambda text: " /etc ro," in text, ("mount",))
+def a_directory_is_protected(_: Room) -> list[Step]:
+    return [*own_mounts(), make_path_read_only("/etc"), make_path_read_only("/absent")]
+
+
+@fails("make_path_read_only", errno.ELOOP, needs=("mount",))
+def a_link_of_proc_is_not_protected(_: Room) -> list[Step]:
+    return [*own_mounts(), make_path_read_only("/proc/self/cwd")]
+
+
+@succeeds("enter_root", MOUNTINFO, lambda text: " / / ro," in text, ("mount",))
+def the_same_root_is_entered_read_only(_: Room) -> list[Step]:
+    root = bind("/", "/", read_only=True)
+    steps = [*privileged("mnt"), set_propagation(), new_root(root)]
+    return [*steps, mount(tmpfs("/mnt")), enter_root(root)]
+
+
+@fails("enter_root", errno.EBUSY, needs=("mount",))
+def the_present_root_is_not_entered(_: Room) -> list[Step]:
+    return [*own_mounts(), enter_root(bind("/", "/"))]
 
 
 # ---- running them ----

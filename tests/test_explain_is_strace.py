@@ -39,8 +39,8 @@ SENT = re.compile(r"cmsg_data=\[([^\]]+)\]")
 LOADED = re.compile(r"(\$\S+) = scratch\+")
 #: How a child that asks tells its parent, and waits.
 WAITING = ("futex", "sched_yield")
-#: strace leaves the mode out where the flags make no file.
-SHORTENED = ("openat",)
+#: strace leaves the mode out where the flags make no file, and the number where it is no device.
+SHORTENED = ("mknodat", "openat")
 #: What the spawning process finds out at each spawn: a number above all that it keeps, its pidfd.
 DRIVERS_OWN = ("$.above", "$.parent")
 #: It shows the address of a name that is too long.

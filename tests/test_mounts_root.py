@@ -59,7 +59,8 @@ def test_dots_lead_nowhere_else(root: Path, apart: Fields) -> None:
 
 def test_a_root_may_be_an_empty_file_system(apart: Fields, root: Path) -> None:
     declared = [bind(root / "bin", "/bin"), proc()]
-    text = shell("ls /; stat -c %a /; touch /new; ls /new", rootfs=tmpfs("/"), mounts=declared, **apart)  # fmt: skip
+    script = "ls /; stat -c %a /; touch /new; ls /new"
+    text = shell(script, rootfs=tmpfs("/"), mounts=declared, **apart)
     assert text.split() == ["bin", "proc", "755", "/new"]
 
 
@@ -137,7 +138,7 @@ def test_mounts_without_a_root_are_made_in_the_one_that_there_is(apart: Fields) 
     assert not Path("/tmp/ours").exists()
 
 
-def test_the_directory_stays_where_no_root_is_entered(apart: Fields, tmp_path: Path) -> None:
+def test_the_directory_stays_where_no_root_is_entered(apart: Fields) -> None:
     assert output(["pwd"], mounts=[tmpfs("/mnt")], **apart) == f"{Path.cwd()}\n"
 
 
@@ -187,7 +188,8 @@ def test_equal_mounts_make_equal_declarations() -> None:
 def test_a_root_keeps_the_kind_of_files_that_mounts_make(root: Path, apart: Fields) -> None:
     before = os.umask(0o077)
     try:
-        shell("true", rootfs=root, mounts=[tmpfs("/new/dir"), bind("/etc/passwd", "/new/file")], **apart)  # fmt: skip
+        declared = [tmpfs("/new/dir"), bind("/etc/passwd", "/new/file")]
+        shell("true", rootfs=root, mounts=declared, **apart)
         assert shell("umask", rootfs=root, **apart) == "0077\n"
     finally:
         os.umask(before)

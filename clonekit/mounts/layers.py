@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import os
 import stat
+from itertools import chain
 
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import lib
 from clonekit.mounts.value import Mount, flags_of, look, path_here, yes
 from clonekit.records import Call, Fd, Slot
-from clonekit.trees import attached_meanwhile, kernel_has, made, mounted, opened, option
+from clonekit.trees import (
+    attached_meanwhile,
+    cloned,
+    kernel_has,
+    made,
+    mounted,
+    opened,
+    option,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
-    from clonekit.records import Records
+    from clonekit.records import Record, Records
     from clonekit.trees import Path
 
 #: What separates or escapes layers where they are given by name.
 SEPARATORS = b":\\,"
-#: The names of the upper layer and its work directory, in memory.
-UPPER = (b"upper\0", b"work\0")
+OVERLAY = b"overlay\0"
+#: The names of directories in memory: the upper layer, its work, and all layers together.
+UPPER, WORK, TOGETHER = b"upper\0", b"work\0", b"all\0"
+PAGE = 4096  # of options, with the NUL that ends them
 DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -61,56 +72,71 @@ class Overlay(Mount):
             if not stat.S_ISDIR(look(path, "overlay", "give directories that exist")):
                 msg = f"overlay: {os.fsdecode(path[:-1])} is no directory; a layer is one"
                 raise DeclarationError(msg)
+        yield from (
+            self._by_descriptor(tree, flags) if kernel_has(6, 13) else self._by_name(tree, flags)
+        )
+
+    def _by_descriptor(self, tree: Slot, flags: int) -> Records:
+        """Each layer opened by itself: an error says which is missing, and no name is too long."""
         context = Slot()
         yield opened("overlay", context)
         if self.userxattr:
             yield option(context, "userxattr", value=True)
-        yield from self._by_descriptor(context) if by_descriptor() else self._by_name(context)
-        if not self.in_memory:
-            yield from mounted(context, flags, tree)
-            return
-        memory = Slot()
-        yield from made("tmpfs", {"mode": "755"}, 0, memory)
-        for name in UPPER:
-            yield Call("mkdirat", Fd(memory), name, 0o755)
-        yield from attached_meanwhile(memory, self._over(context, flags, tree))
-        yield Call("close", Fd(memory))
-
-    def _by_descriptor(self, context: Slot) -> Records:
-        """Each layer opened by itself: an error says which is missing, and no name is too long."""
         for name, path in self.layers():
             yield from layer(context, name, path)
+        finished = mounted(context, flags, tree)
+        if not self.in_memory:
+            yield from finished
+            return
+        upper = chain(layer(context, "upperdir", UPPER), layer(context, "workdir", WORK), finished)
+        yield from in_memory([UPPER, WORK], upper)
 
-    def _by_name(self, context: Slot) -> Records:
-        """Layers by name, for kernels before 6.13: one text for all that are below."""
-        for _, path in self.layers():
-            if any(byte in SEPARATORS for byte in path):
-                msg = (
-                    f"overlay: {os.fsdecode(path[:-1])!r}: a layer with a colon, a comma or a "
-                    "backslash in its name needs Linux 6.13; give it another name"
-                )
-                raise DeclarationError(msg)
-        yield option(context, "lowerdir", b":".join(path[:-1] for path in self.lower))
+    def _by_name(self, tree: Slot, flags: int) -> Records:
+        """For kernels before 6.13, by the old call, which takes as many names as fill a page.
+
+        The overlay is mounted where nobody comes by, and copied from there.
+        """
+        if any(byte in SEPARATORS for _, path in self.layers() for byte in path):
+            msg = (
+                "overlay: a layer with a colon, a comma or a backslash in its name needs Linux "
+                "6.13; give it another name"
+            )
+            raise DeclarationError(msg)
+        options = [b"lowerdir=" + b":".join(path[:-1] for path in self.lower)]
         for name, path in self.layers()[len(self.lower) :]:
-            yield option(context, name, path[:-1])
-
-    def _over(self, context: Slot, flags: int, tree: Slot) -> Records:
-        """The layers put together, with those that are in the current directory."""
-        for option_name, name in zip(("upperdir", "workdir"), UPPER, strict=True):
-            if by_descriptor():
-                yield from layer(context, option_name, name)
-            else:
-                yield option(context, option_name, name[:-1])
-        yield from mounted(context, flags, tree)
+            options.append(name.encode() + b"=" + path[:-1])
+        if self.in_memory:
+            options += [b"upperdir=upper", b"workdir=work"]
+        if self.userxattr:
+            options.append(b"userxattr")
+        data = b",".join(options)
+        if len(data) >= PAGE:
+            msg = (
+                f"overlay: the names of the layers take {len(data)} bytes, and before Linux 6.13 "
+                f"no more than {PAGE - 1}; give shorter ones"
+            )
+            raise DeclarationError(msg)
+        calls = (
+            Call(
+                "mount", OVERLAY, TOGETHER, OVERLAY, flags, data + b"\0"
+            ),  # MS_ and MOUNT_ATTR_ agree
+            cloned(TOGETHER, tree, recursive=False),
+        )
+        yield from in_memory([TOGETHER, *[UPPER, WORK] * self.in_memory], calls)
 
     def source(self) -> str:
         """Its type, and how many layers it has."""
         return f"overlay of {len(self.lower) + (self.upper is not None or self.in_memory)}"
 
 
-def by_descriptor() -> bool:
-    """Whether a layer can be given by descriptor."""
-    return kernel_has(6, 13)
+def in_memory(names: list[bytes], records: Iterable[Record]) -> Records:
+    """Calls in a tmpfs of which nobody else knows, with these directories."""
+    memory = Slot()
+    yield from made("tmpfs", {"mode": "755"}, 0, memory)
+    for name in names:
+        yield Call("mkdirat", Fd(memory), name, 0o755)
+    yield from attached_meanwhile(memory, records)
+    yield Call("close", Fd(memory))
 
 
 def layer(context: Slot, name: str, path: bytes) -> Records:

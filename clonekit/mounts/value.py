@@ -14,13 +14,16 @@ if TYPE_CHECKING:
     from clonekit.records import Records
     from clonekit.trees import Path
 
+READ_ONLY: int = lib.MOUNT_ATTR_RDONLY
 #: The flags of a mount that a value may ask for.
 FLAGS = {
-    "read_only": lib.MOUNT_ATTR_RDONLY,
+    "read_only": READ_ONLY,
     "nosuid": lib.MOUNT_ATTR_NOSUID,
     "nodev": lib.MOUNT_ATTR_NODEV,
     "noexec": lib.MOUNT_ATTR_NOEXEC,
 }
+
+LONGEST = 32  # of a source, where a mount is shown: its end says more than its beginning
 
 
 class Mount:
@@ -75,7 +78,7 @@ class Mount:
 
     def late_flags(self) -> int:
         """Of a root: the flags that it gets when all is mounted in it."""
-        return self.flags & FLAGS["read_only"]
+        return self.flags & READ_ONLY
 
     def source(self) -> str:
         """What is mounted, in a word."""
@@ -94,7 +97,10 @@ class Mount:
 
     def __repr__(self) -> str:
         names = [name for name, flag in FLAGS.items() if self.flags & flag]
-        return f"{self.source()} on {self.target}{''.join(', ' + name for name in names)}"
+        source = self.source()
+        if len(source) > LONGEST:
+            source = f"...{source[3 - LONGEST :]}"
+        return f"{source} on {self.target}{''.join(', ' + name for name in names)}"
 
 
 def flags_of(**wanted: bool) -> int:

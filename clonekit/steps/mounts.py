@@ -132,16 +132,24 @@ def mask_path(path: str | bytes | os.PathLike[str]) -> Records:
     """Hide what is at a path of the root: the null device over a file, nothing over a directory.
 
     A path that is not there is let be. The device is the caller's, opened in the caller's root.
-    `clonekit.mounts.MASKED_PATHS` has what containers usually hide.
+    A path of /proc or /sys is taken to be what it is here when this is compiled: nothing begins
+    where that is wrong. `clonekit.mounts.MASKED_PATHS` has what containers usually hide.
 
-    Raises: EINVAL for a directory of /proc or /sys that is a file here, or the other way round;
+    Raises: EINVAL or ENOTDIR for what is a file here and a directory there, or the other way round;
         what `mount` raises. See: move_mount(2).
     """
     name = b"/".join(parts_of(path))
     refuse_root(name, path)
-    of_kernel = name.startswith((b"proc/", b"sys/"))
-    is_directory = os.path.isdir(b"/" + name) if of_kernel else None  # noqa: PTH112
     place = Slot()
+    is_directory: bool | None = None
+    if name.startswith((b"proc/", b"sys/")):
+        try:
+            is_directory = stat.S_ISDIR(os.stat(b"/" + name).st_mode)  # noqa: PTH116 - as below
+        except (FileNotFoundError, NotADirectoryError):
+            yield found(name, place, expect=-errno.ENOENT)
+            return
+        except OSError:
+            pass
     yield found(name, place, tolerate=ABSENT)
     if is_directory is not False:
         yield from mask_directory(place, known=bool(is_directory))
