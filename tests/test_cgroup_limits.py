@@ -247,9 +247,8 @@ def test_a_group_with_processes_gives_no_controllers_and_we_move_only_when_asked
 
     with limited({}) as outer, spawn(["/bin/sleep", "1000"], cgroup=outer) as process:
         told = rf"has processes \[{process.pid}\]"
-        pytest.raises(DeclarationError, Cgroup, parent=outer, controllers=given, leaf="main").match(
-            told
-        )
+        with pytest.raises(DeclarationError, match=told):
+            Cgroup(parent=outer, controllers=given, leaf="main")
 
 
 def test_every_limit_is_one_of_a_controller_that_the_kernel_has_a_name_for() -> None:
