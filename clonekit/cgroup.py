@@ -7,10 +7,9 @@ import errno
 import os
 import time
 
-from clonekit.errors import DeclarationError
 from clonekit.linux import cgroup2, cgroup_parent, cgroup_tree
 from clonekit.linux.cgroup2 import name_of, parsed
-from clonekit.linux.cgroup_limits import controllers_of, lines_of
+from clonekit.linux.cgroup_limits import controllers_of, lines_of, set_lines
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ class Cgroup:
         self._fd = self._maker = -1
         self.name = name_of(name) if name is not None else unused_name()
         lines = lines_of(limits or {})
-        ids = owner_of(owner)
+        ids = cgroup_parent.owner_of(owner)
         if leaf is not None:
             name_of(leaf)
         if isinstance(controllers, str):
@@ -302,27 +301,3 @@ def opened(parent: Path | Cgroup) -> int:
     if isinstance(parent, Cgroup):
         return os.open(".", cgroup2.DIRECTORY, dir_fd=parent.fileno())
     return cgroup2.open_group(parent)
-
-
-def owner_of(owner: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    """The ids to delegate to; -1 leaves the gid as it is."""
-    if owner is None:
-        return None
-    ids = owner if isinstance(owner, tuple) else (owner, -1)
-    if len(ids) != 2 or not all(type(each) is int and each >= -1 for each in ids):  # noqa: PLR2004 - a pair
-        msg = f"owner is {owner!r}; write a uid, or (uid, gid)"
-        raise DeclarationError(msg)
-    return ids
-
-
-def set_lines(group: int, lines: Iterable[tuple[str, str]]) -> None:
-    """Write limits.
-
-    Raises: what the kernel answers, with the file.
-    """
-    for name, line in lines:
-        try:
-            cgroup2.write(group, name, line)
-        except FileNotFoundError as error:
-            msg = f"this kernel has no {name}, or its controller is not enabled"
-            raise FileNotFoundError(errno.ENOENT, msg, error.filename) from None

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clonekit import ChildFd, Nascent, Process, Suspended
+from clonekit import Cgroup, ChildFd, Landlock, Nascent, Process, Suspended
 from clonekit.phases import PHASES
 from clonekit.spec import OTHER_FIELDS
 from clonekit.steps.step import KINDS
@@ -37,9 +37,10 @@ HEADER = """\
 HANDLES_OPENING = """
 ## Handles
 
-What `spawn`, `nascent` and `suspended=True` give. `clonekit.aio.nascent()` gives the second with
-`do`, `syscall`, `give` and `start` to be awaited; `clonekit.aio.wait(process)` awaits an end. An
-order may take 10 s where nobody says otherwise. `help(...)` of each says more.
+What `spawn`, `nascent` and `suspended=True` give, and two that a declaration takes.
+`clonekit.aio.nascent()` gives the second with `do`, `syscall`, `give` and `start` to be awaited;
+`clonekit.aio.wait(process)` awaits an end. An order may take 10 s where nobody says otherwise.
+`help(...)` of each says more.
 """
 HANDLES = {
     Process: "wait poll exit send_signal terminate kill getfd info pidfd fileno close",
@@ -48,6 +49,11 @@ HANDLES = {
         "do syscall give getfd map read write registers set_registers auxv resume kill pidfd fileno"
     ),
     ChildFd: "fetch close",
+    Cgroup: (
+        "path read number stat events pressure pids populated set write freeze thaw kill "
+        "wait_empty remove fileno close"
+    ),
+    Landlock: "enforced",
 }
 LABELS = ("Raises", "Since", "See")
 BEGIN, END = "<!-- phases -->\n", "<!-- end of phases -->\n"

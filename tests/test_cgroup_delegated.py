@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import os
 import resource
 import select
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -150,28 +151,21 @@ def test_a_process_that_is_always_another_is_killed(group: Cgroup) -> None:
 
 
 def test_an_accomplice_who_goes_on_making_groups_does_not_stop_the_removal(group: Cgroup) -> None:
-    ready = threading.Event()
-    stop = threading.Event()
-
-    def make() -> None:
-        """From outside, as another process of its owner could."""
-        n = 0
-        while not stop.is_set():
-            n += 1
+    path = group.path
+    pid = os.fork()
+    if pid == 0:  # from outside, as another process of its owner's could
+        for n in itertools.count():
             try:
-                os.mkdir(f"{group.path}/{n}")
-            except OSError:
-                return
-            ready.set()
-
-    thread = threading.Thread(target=make)
-    thread.start()
-    assert ready.wait(60)
-    try:
-        group.remove()
-    finally:
-        stop.set()
-        thread.join()
+                os.mkdir(f"{path}/{n}")
+            except FileNotFoundError:
+                os._exit(0)
+            except OSError as error:
+                if error.errno != errno.EAGAIN:
+                    os._exit(1)
+    while not group.stat()["nr_descendants"]:
+        pass
+    group.remove()
+    assert os.waitpid(pid, 0)[1] == 0
 
 
 def test_a_leader_that_ends_leaves_its_children_in_the_group(group: Cgroup) -> None:

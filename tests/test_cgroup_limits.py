@@ -12,7 +12,7 @@ from step_cases import missing
 
 from clonekit import Cgroup, DeclarationError, spawn
 from clonekit.linux import cgroup2, cgroup_parent
-from clonekit.linux.cgroup_limits import FILES, lines_of
+from clonekit.linux.cgroup_limits import FILES, lines_of, unmet_of
 
 CGROUP2 = missing("cgroup")
 MIB = 1 << 20
@@ -187,6 +187,34 @@ def test_a_program_that_wants_more_memory_than_it_may_have_is_killed() -> None:
         assert group.stat("memory")["anon"] < 64 * MIB
 
 
+@pytest.mark.parametrize(
+    ("name", "line", "says", "unmet"),
+    [
+        ("cpuset.cpus", "0-1", "0-1\n", ""),
+        ("cpuset.cpus", "0-1,4", "1\n", ""),
+        ("cpuset.cpus", "1", "0,2-3\n", "cpuset.cpus.effective is '0,2-3'"),
+        ("cpuset.mems", "1", "0\n", "cpuset.mems.effective is '0'"),
+        ("cpuset.cpus", "", "0-3\n", ""),
+        ("cpuset.cpus.partition", "root", "root\n", ""),
+        ("cpuset.cpus.partition", "root", "root invalid (why)\n", "root invalid (why)"),
+        ("memory.max", "1", "", ""),
+    ],
+)
+def test_what_the_kernel_takes_and_does_not_give_is_noticed(
+    name: str, line: str, says: str, unmet: str
+) -> None:
+    assert unmet_of(name, line, lambda _: says) == unmet
+
+
+def test_a_processor_that_the_group_above_has_not_is_refused() -> None:
+    with limited({"cpuset.cpus": "0"}) as outer:
+        if (os.cpu_count() or 1) < 2:
+            pytest.skip("there is one processor")
+        with pytest.raises(OSError, match="does not hold"):
+            Cgroup(parent=outer, limits={"cpuset.cpus": "1"})
+        assert outer.stat()["nr_descendants"] == 0
+
+
 def test_limits_can_be_changed_and_all_are_checked_first() -> None:
     with limited({"cgroup.max.depth": 5}) as group:
         group.set({"cgroup.max.depth": 7, "cgroup.max.descendants": 8})
@@ -247,9 +275,8 @@ def test_a_group_with_processes_gives_no_controllers_and_we_move_only_when_asked
 
     with limited({}) as outer, spawn(["/bin/sleep", "1000"], cgroup=outer) as process:
         told = rf"has processes \[{process.pid}\]"
-        pytest.raises(DeclarationError, Cgroup, parent=outer, controllers=given, leaf="main").match(
-            told
-        )
+        with pytest.raises(DeclarationError, match=told):
+            Cgroup(parent=outer, controllers=given, leaf="main")
 
 
 def test_every_limit_is_one_of_a_controller_that_the_kernel_has_a_name_for() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import re
 
 from clonekit.errors import DeclarationError
+from clonekit.linux.cgroup2 import path_of, read, write
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -194,6 +196,46 @@ def lines_of(limits: Mapping[str, Any]) -> list[tuple[str, str]]:
             raise unknown(name)
         lines += [(name, line) for line in take(name, value)]
     return lines
+
+
+def set_lines(group: int, lines: Iterable[tuple[str, str]]) -> None:
+    """Write limits, and see that they hold.
+
+    Raises: what the kernel answers, with the file.
+    """
+    for name, line in lines:
+        try:
+            write(group, name, line)
+        except FileNotFoundError as error:
+            msg = f"this kernel has no {name}, or its controller is not enabled"
+            raise FileNotFoundError(errno.ENOENT, msg, error.filename) from None
+        unmet = unmet_of(name, line, lambda other: read(group, other))
+        if unmet:
+            msg = f"{line!r} to {name} was taken but does not hold: {unmet}"
+            raise OSError(errno.EINVAL, msg, path_of(group))
+
+
+def unmet_of(name: str, line: str, says: Callable[[str], str]) -> str:
+    """Why a limit does not hold that the kernel has taken; "" if it does.
+
+    Of cpusets it takes what it then does not give: processors that the group above has not.
+    """
+    if name == "cpuset.cpus.partition":
+        told = says(name).strip()
+        return told if "invalid" in told else ""
+    if name in ("cpuset.cpus", "cpuset.mems") and line:
+        told = says(f"{name}.effective").strip()
+        return "" if members(told) <= members(line) else f"{name}.effective is {told!r}"
+    return ""
+
+
+def members(ranges: str) -> set[int]:
+    """The numbers that `0-1,4` names."""
+    found: set[int] = set()
+    for part in filter(None, ranges.split(",")):
+        first, _, last = part.partition("-")
+        found.update(range(int(first), int(last or first) + 1))
+    return found
 
 
 def unknown(name: object) -> DeclarationError:

@@ -160,6 +160,17 @@ def told_who_may(*, own: bool) -> Iterator[None]:
         raise PermissionError(number, f"{os.strerror(number)}; {told}", error.filename) from None
 
 
+def owner_of(owner: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    """The ids to delegate to; -1 leaves the gid as it is."""
+    if owner is None:
+        return None
+    ids = owner if isinstance(owner, tuple) else (owner, -1)
+    if len(ids) != 2 or not all(type(each) is int and each >= -1 for each in ids):  # noqa: PLR2004 - a pair
+        msg = f"owner is {owner!r}; write a uid, or (uid, gid)"
+        raise DeclarationError(msg)
+    return ids
+
+
 def give_to(group: int, uid: int, gid: int) -> None:
     """Delegate a group: its directory and the files that the kernel says may be given away."""
     try:
