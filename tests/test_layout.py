@@ -21,7 +21,7 @@ FLOORS = (
     ("_machine",),
     ("errors", "linux"),
     ("records", "rules"),
-    ("filters", "notify", "profiles", "request"),
+    ("behalf", "filters", "notify", "profiles", "request"),
     ("steps", "phases"),
     ("manners",),
     ("completion", "passing", "untraceable"),
