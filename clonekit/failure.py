@@ -180,6 +180,8 @@ def hint_for(number: int, entry: dict[str, Any], program: Compiled) -> str:
         return f"{syscall} needs Linux {FIRST_KERNEL[syscall]}, or is refused by a seccomp filter"
     if syscall in ("execve", "execveat"):
         return exec_hint(number, syscall)
+    if number == errno.EBUSY and syscall == "seccomp":
+        return "a process has at most one filter with a listener, and this one has one from us"
     if number not in (errno.EPERM, errno.EACCES):
         return ""
     if syscall in ("seccomp", "landlock_restrict_self"):
