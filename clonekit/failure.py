@@ -222,6 +222,8 @@ def hint_for(number: int, entry: dict[str, Any], program: Compiled) -> str:
     if syscall in ("execve", "execveat"):
         ruled = any(step.phase == "landlock" for step in program.steps)
         return exec_hint(number, syscall, ruled=ruled)
+    if number == errno.EBUSY and syscall == "seccomp":
+        return "a process has at most one filter with a listener, and this one has one from us"
     if number not in (errno.EPERM, errno.EACCES):
         return OTHER.get((syscall, number), "")
     if syscall in ("seccomp", "landlock_restrict_self"):
