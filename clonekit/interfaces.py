@@ -59,12 +59,14 @@ class Veth(Interface):
         mtu: int | None = None,
         mac: str | None = None,
     ) -> None:
-        super().__init__(name, addresses, gateway, routes, mtu, mac)
+        super().__init__(
+            name, addresses=addresses, gateway=gateway, routes=routes, mtu=mtu, mac=mac,
+        )  # fmt: skip
         self.peer = None if peer is None else interface_name(peer)
         self.peer_addresses = addresses_of("peer_addresses", peer_addresses)
         self.bridge = None if bridge is None else interface_name(bridge)
         self.into = into
-        if into is not None and not hasattr(into, "rtnl"):
+        if into is not None and not hasattr(type(into), "rtnl"):
             msg = f"into is {into!r}; give a clonekit.network.Network"
             raise DeclarationError(msg)
         if bridge is not None and into is not None:
@@ -145,7 +147,9 @@ class Macvlan(Interface):
         mtu: int | None = None,
         mac: str | None = None,
     ) -> None:
-        super().__init__(name, addresses, gateway, routes, mtu, mac)
+        super().__init__(
+            name, addresses=addresses, gateway=gateway, routes=routes, mtu=mtu, mac=mac,
+        )  # fmt: skip
         self.parent = interface_name(parent)
         if mode not in MODES:
             msg = f"mode is {mode!r}; give {', '.join(MODES)}"
@@ -202,7 +206,10 @@ class Move(Interface):
         mac: str | None = None,
     ) -> None:
         self.interface = interface_name(interface)
-        super().__init__(interface if name is None else name, addresses, gateway, routes, mtu, mac)
+        super().__init__(
+            interface if name is None else name,
+            addresses=addresses, gateway=gateway, routes=routes, mtu=mtu, mac=mac,
+        )  # fmt: skip
 
     def check(self, outside: Rtnl) -> None:
         """Whether we have it."""
@@ -215,6 +222,8 @@ class Move(Interface):
         """Under a name that nobody has, so that the kernel moves it whatever is there already."""
         # The way back takes our rights in both networks; the child that has opened `inside` may
         # have none in ours.
+        from contextlib import closing
+
         from clonekit.rtnl import Rtnl
 
         before = outside.look(self.interface)
@@ -223,19 +232,21 @@ class Move(Interface):
         target = [("IFLA_IFNAME", name), ("IFLA_NET_NS_FD", inside.namespace())]
         home = [("IFLA_IFNAME", self.interface), ("IFLA_NET_NS_FD", outside.namespace())]
         old = [(each, before.get_attr(each)) for each in ("IFLA_MTU", "IFLA_ADDRESS")]
-        with undoing(ours.close):
-            outside.set_link(before["index"], target, repr(self))
-            index = ours.index(name)
+
+        moved: list[int] = []
 
         def undo() -> None:
-            ours.set_link(index, [], f"{self.name} down", up=False)
-            undone(lambda: ours.set_link(index, old, f"{self.interface} as it was"))
-            ours.set_link(index, home, f"{self.interface} moved back")
-            ours.close()
+            with closing(ours):
+                index = moved[0] if moved else ours.index(name)
+                ours.set_link(index, [], f"{self.name} down", up=False)
+                undone(lambda: ours.set_link(index, old, f"{self.interface} as it was"))
+                ours.set_link(index, home, f"{self.interface} moved back")
 
         with undoing(undo):
-            ours.set_link(index, self.own(), repr(self))
-            self.furnish(inside, index)
+            outside.set_link(before["index"], target, repr(self))
+            moved.append(ours.index(name))
+            ours.set_link(moved[0], self.own(), repr(self))
+            self.furnish(inside, moved[0])
         return undo
 
     def _told(self) -> dict[str, object]:
