@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from clonekit.orders import Order
 
 
-
 class Machine:
     """What differs between processors: registers in the kernel's order, and the gate's bytes."""
 

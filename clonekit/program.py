@@ -16,8 +16,6 @@ from clonekit.errors import DeclarationError
 from clonekit.linux.abi import lib
 from clonekit.manners import DRIVEN, VFORKED, deadline_of
 from clonekit.records import Ask, Fd
-from clonekit.stage import Rest, first_part
-from clonekit.staged import run as run_staged
 from clonekit.steps.execute import execute, packed
 from clonekit.steps.memory import ALIVE
 from clonekit.steps.step import WRONG_TYPES, Step
@@ -67,6 +65,8 @@ class Program(Compiled):
         if arranged.stage < 0:
             self._compile(arranged, steps, has_clone3=has_clone3)
         else:
+            from clonekit.stage import Rest, first_part
+
             self._compile(first_part(arranged), steps, has_clone3=has_clone3)
             self.rest = Rest(arranged, steps, has_clone3=has_clone3)
         self.setup.deadline = None if deadline is None else deadline_of(deadline)
@@ -110,6 +110,8 @@ class Program(Compiled):
             by the deadline; DeclarationError for slots.
         """
         if self.rest is not None:
+            from clonekit.staged import run as run_staged
+
             return run_staged(self, slots, None)[0]
         values = self.values(slots) if slots or self.setup.inputs else None
         drive = run_vforked if self.setup.manner.holds else run_driven
@@ -118,6 +120,8 @@ class Program(Compiled):
     def trace(self, **slots: object) -> tuple[Process, Trace]:
         """As `spawn`, with each call's result and time, which are taken without a system call."""
         if self.rest is not None:
+            from clonekit.staged import run as run_staged
+
             return run_staged(self, slots, [])  # type: ignore[return-value]
         drive = run_vforked if self.setup.manner.holds else run_driven
         process, trace = drive(self, self.values(slots), [])

@@ -398,4 +398,3 @@ def current_mask() -> int:
     mask = bytearray(8)
     call("rt_sigprocmask", lib.SIG_BLOCK, 0, address_of(mask), len(mask))
     return int.from_bytes(mask, "little")
-

@@ -798,11 +798,7 @@ def a_gid_map_without_a_namespace(_: Room) -> list[Step]:
 
 @succeeds(
     "loopback_up", ("cat", "/proc/self/net/fib_trie"), lambda text: "127.0.0.1" in text, ("net",)
-<<<<<<< HEAD
 )
-=======
-)  # fmt: skip
->>>>>>> h-net
 def a_loopback_is_up(_: Room) -> list[Step]:
     return [*privileged("net"), loopback_up()]
 

@@ -80,5 +80,3 @@ def test_no_line_of_the_page_is_left_out() -> None:
     heads = [line for line in lines if line.startswith("| there ")]
     assert len(lines) - len(heads) == sum(len(rows) for _, rows in SECTIONS.values())
     assert len(lines) > 60
-
-

@@ -47,8 +47,8 @@ def free_port(ports: range) -> int:
 
 def test_every_example_is_tested() -> None:
     tested = {
-        "bind_and_drop", "container", "first", "network", "private_tmp", "rewrite_opens", "supervise",
-        "two_hosts", "untrusted",
+        "bind_and_drop", "container", "first", "network", "private_tmp", "rewrite_opens",
+        "supervise", "two_hosts", "untrusted",
     }  # fmt: skip
     assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
 

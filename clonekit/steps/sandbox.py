@@ -101,9 +101,7 @@ def read_filter(path: str) -> bytes | Filter:
     return Filter.from_oci(parsed(content, path))
 
 
-@step(
-    phase="seccomp", field="seccomp", lasting=True, asks=True, option=Option("FILE", read_filter)
-)
+@step(phase="seccomp", field="seccomp", lasting=True, asks=True, option=Option("FILE", read_filter))
 def install_seccomp_filter(
     program: bytes | Filter, flags: int = 0, listener: Listener | None = None
 ) -> Records:

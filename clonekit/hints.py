@@ -1,0 +1,194 @@
+"""Why the kernel refuses a call: the likely cause, and what to do instead."""
+
+from __future__ import annotations
+
+import errno
+
+from clonekit.linux.abi import lib
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from clonekit.compiled import Compiled
+
+#: The first kernel that has a call, for the ENOSYS of an older one.
+FIRST_KERNEL = {
+    "clone3": "5.3",
+    "close_range": "5.9",
+    "fsopen": "5.2",
+    "landlock_create_ruleset": "5.13",
+    "landlock_restrict_self": "5.13",
+    "mount_setattr": "5.12",
+    "move_mount": "5.2",
+    "open_tree": "5.2",
+    "openat2": "5.6",
+    "pidfd_getfd": "5.6",
+    "pidfd_open": "5.3",
+    "seccomp": "3.17",
+}
+#: The first kernel that has a clone flag, for the EINVAL of an older one.
+FIRST_KERNEL_OF_FLAG = (
+    (lib.CLONE_AUTOREAP, "CLONE_AUTOREAP", "7.1"),
+    (lib.CLONE_NNP, "CLONE_NNP", "7.1"),
+    (lib.CLONE_PIDFD_AUTOKILL, "CLONE_PIDFD_AUTOKILL", "7.1"),
+    (lib.CLONE_EMPTY_MNTNS, "CLONE_EMPTY_MNTNS", "7.1"),
+)
+#: What a clone's other errnos mostly mean.
+SHORTAGES = {
+    errno.EAGAIN: "RLIMIT_NPROC or the pids limit of the cgroup is reached",
+    errno.ENOMEM: "memory is short, or the PID namespace for our children has lost its init",
+}
+#: What an errno of a call that mounts mostly means.
+OF_MOUNTS = {
+    ("fsconfig", errno.EINVAL): "the file system does not know this option, or not this value",
+    ("fsopen", errno.ENODEV): "the kernel has no file system of this type",
+    ("mkdirat", errno.EROFS): "a mount point is missing where nothing can be made; make it before",
+    ("mknodat", errno.EROFS): "a mount point is missing where nothing can be made; make it before",
+    ("move_mount", errno.EINVAL): "a file is mounted on a file, and a directory on a directory",
+    ("open_tree", errno.EINVAL): (
+        "it has mounts below it that are locked in this user namespace: bind it recursively"
+    ),
+    ("openat2", errno.EAGAIN): "somebody renames or mounts things there; try again",
+    (
+        "openat2",
+        errno.EIO,
+    ): "it was not there when this was compiled: compile the declaration again",
+    ("openat2", errno.ELOOP): "a symlink of /proc is on the way, or too many others",
+    ("openat2", errno.ENOENT): "a symlink there leads to nothing inside the root",
+    ("pivot_root", errno.EINVAL): "the root is the initial ramfs, which cannot be replaced",
+}
+REVEALING = (
+    "in a user namespace, proc needs a PID namespace of its own, sysfs a network namespace, mqueue "
+    "an IPC and cgroup2 a cgroup namespace; and the caller's own /proc and /sys are wholly visible"
+)
+#: What they mostly mean of a clone into a cgroup.
+OF_CGROUP = {
+    errno.EBUSY: "the group has domain controllers enabled for its children; use one of those",
+    errno.EOPNOTSUPP: "the group is below one of threads (cgroup.type), and takes no processes",
+    errno.ENODEV: "the group has been removed",
+    errno.ENOENT: "the group has been removed",
+}
+#: What a call's EPERM (or EACCES) mostly means.
+CAPABILITY = {
+    "bind": "CAP_NET_BIND_SERVICE for a port below 1024",
+    "capset": "to hold each capability that it sets",
+    "chroot": "CAP_SYS_CHROOT",
+    "ioprio_set": "CAP_SYS_NICE or CAP_SYS_ADMIN",
+    "prlimit64": "CAP_SYS_RESOURCE to raise a hard limit",
+    "sched_setattr": "CAP_SYS_NICE or RLIMIT_RTPRIO",
+    "setdomainname": 'CAP_SYS_ADMIN in the UTS namespace; a new one is namespaces=["uts"]',
+    "setgroups": "CAP_SETGID; groups='keep' leaves them as they are",
+    "sethostname": 'CAP_SYS_ADMIN in the UTS namespace; a new one is namespaces=["uts"]',
+    "setns": "CAP_SYS_ADMIN in the namespace and in our own user namespace",
+    "setpriority": "CAP_SYS_NICE or RLIMIT_NICE",
+    "setresgid": "CAP_SETGID",
+    "setresuid": "CAP_SETUID",
+    "unshare": "CAP_SYS_ADMIN",
+}
+#: What other errnos of a call mostly mean.
+OTHER = {
+    ("seccomp", errno.EBUSY): (
+        "a process has at most one filter with a listener, and this one has one from us"
+    ),
+    ("landlock_add_rule", errno.EINVAL): "what is no directory cannot have a right of directories",
+}
+
+
+def clone_hint(number: int, flags: int) -> str:
+    """Why a clone was refused."""
+    if number == errno.ENOSYS:
+        return (
+            "clone3 is refused (an old seccomp profile of a container does that), or the kernel is "
+            "older than Linux 5.3; compile the declaration again to use clone"
+        )
+    if number == errno.EINVAL:
+        newer = [(name, first) for flag, name, first in FIRST_KERNEL_OF_FLAG if flags & flag]
+        if newer:
+            return "; ".join(f"{name} needs Linux {first}" for name, first in newer)
+    if number in (errno.EPERM, errno.EACCES):
+        if flags & lib.CLONE_NEWUSER:
+            return user_namespace_hint()
+        if flags & lib.CLONE_INTO_CGROUP and number == errno.EACCES:
+            return "the right to write the cgroup's cgroup.procs, and that of the common ancestor"
+        return 'new namespaces need CAP_SYS_ADMIN; add "user" to namespaces to have it inside'
+    if number == errno.ENOSPC and flags & lib.CLONE_NEWUSER:
+        return "the limit of nested or of user namespaces is reached (user.max_user_namespaces)"
+    if flags & lib.CLONE_INTO_CGROUP and number in OF_CGROUP:
+        return OF_CGROUP[number]
+    return SHORTAGES.get(number, "")
+
+
+def user_namespace_hint() -> str:
+    """Which of the known switches forbids user namespaces here."""
+    for path, value, told in (
+        ("kernel/apparmor_restrict_unprivileged_userns", "1", "AppArmor restricts them"),
+        ("kernel/unprivileged_userns_clone", "0", "unprivileged ones are switched off"),
+        ("user/max_user_namespaces", "0", "their number is limited to none"),
+    ):
+        try:
+            with open(f"/proc/sys/{path}", encoding="ascii") as file:  # noqa: PTH123 - pathlib is slow to import
+                if file.read().strip() == value:
+                    return f"user namespaces: {told} (sysctl {path.replace('/', '.')})"
+        except OSError:
+            continue
+    return "user namespaces are refused here (a seccomp profile, a security module, or a chroot)"
+
+
+def hint_for(number: int, entry: dict[str, Any], program: Compiled) -> str:
+    """Why a step's call was refused, where the cause is known."""
+    syscall = entry.get("syscall", "")
+    if entry["phase"] in ("mask", "exec") and any(
+        step.phase == "seccomp" for step in program.steps
+    ):
+        return f"perhaps the seccomp filter, which comes before it, does not allow {syscall}"
+    if number == errno.ENOSYS and syscall in FIRST_KERNEL:
+        return f"{syscall} needs Linux {FIRST_KERNEL[syscall]}, or is refused by a seccomp filter"
+    if entry["phase"] == "mounts":
+        return mount_hint(number, syscall)
+    if syscall in ("execve", "execveat"):
+        ruled = any(step.phase == "landlock" for step in program.steps)
+        return exec_hint(number, syscall, ruled=ruled)
+    if number not in (errno.EPERM, errno.EACCES):
+        return OTHER.get((syscall, number), "")
+    if syscall in ("seccomp", "landlock_restrict_self"):
+        return "without CAP_SYS_ADMIN this needs no_new_privs=True"
+    if entry["phase"] == "maps":
+        if program.setup.clone_flags & lib.CLONE_NEWUSER:
+            return f"{user_namespace_hint()}; or the id outside is not ours"
+        return 'maps are written in a new user namespace: add "user" to namespaces'
+    if syscall in CAPABILITY:
+        return f"it takes {CAPABILITY[syscall]}"
+    return ""
+
+
+def mount_hint(number: int, syscall: str) -> str:
+    """Why a mount failed."""
+    if number != errno.EPERM:
+        return OF_MOUNTS.get((syscall, number), "")
+    if syscall in ("fsconfig", "fsmount"):
+        return REVEALING
+    return 'CAP_SYS_ADMIN in the mount namespace; add "user" to namespaces to have it inside'
+
+
+def exec_hint(number: int, syscall: str, *, ruled: bool) -> str:
+    """Why a program could not begin; `ruled` by Landlock."""
+    if number == errno.ETXTBSY:
+        return (
+            "somebody has the file open for writing, perhaps a child that another thread has just "
+            "forked; a SealedProgram cannot be busy"
+        )
+    if number == errno.ENOENT and syscall == "execveat":
+        return "a script given by a close-on-exec descriptor cannot be read again; give its path"
+    if number == errno.EACCES and ruled:
+        return (
+            "perhaps the Landlock rules, which come before it, do not let it and the loader that "
+            "it names be read and executed"
+        )
+    if number == errno.EACCES:
+        return "it is not executable, its file system is mounted noexec, or a directory is closed"
+    if number == errno.ENOEXEC:
+        return "it is neither a binary for this machine nor a script that begins with #!"
+    if number == errno.EAGAIN:
+        return "RLIMIT_NPROC is exceeded for the new uid"
+    return ""
