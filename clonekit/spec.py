@@ -8,7 +8,7 @@ from clonekit.linux.abi import lib
 from clonekit.phases import PHASES
 from clonekit.program import Program
 from clonekit.steps.execute import arguments, environment, execute
-from clonekit.steps.namespaces import OCI_NAMES
+from clonekit.steps.namespaces import OCI_NAMES, joins, kind_of, namespace
 from clonekit.steps.signals import PYTHON_IGNORES
 from clonekit.steps.step import KINDS, Step
 
@@ -227,11 +227,25 @@ def with_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
 def refuse_mounts_of_the_parent(fields: Mapping[str, Any]) -> None:
     """Without a mount namespace, root would mount for the whole machine."""
     given = [name for name in (*OF_MOUNTS, "propagation") if name in fields]
-    if not given or "join" in fields or fields.get("empty_mounts"):
+    if not given or fields.get("empty_mounts") or joins_mounts(fields):
         return
     if "mnt" not in namespace_names(fields):
         msg = f'{given[0]} would change the mounts of the whole machine; add "mnt" to namespaces'
         raise DeclarationError(msg)
+
+
+def joins_mounts(fields: Mapping[str, Any]) -> bool:
+    """Whether another mount namespace is joined, or one that is not known yet."""
+    for entry in joins(fields.get("join", ())):
+        fd, names = (*entry, ())[:2]
+        kind = lib.CLONE_NEWNS
+        if names:
+            kind = sum(map(namespace, [names] if isinstance(names, str) else names))  # type: ignore[call-overload]
+        elif isinstance(fd, int):
+            kind = kind_of(fd)
+        if kind & lib.CLONE_NEWNS:
+            return True
+    return False
 
 
 def namespace_names(fields: Mapping[str, Any]) -> set[str]:
