@@ -134,7 +134,7 @@ def dev(target: Path = "/dev", *, devices: Sequence[Path] = (), read_only: bool 
 
     A tmpfs with these, the links fd, stdin, stdout, stderr and ptmx, and further `devices` of ours,
     each under its last name. Devices are bound, for none can be made in a user namespace: they can
-    be written, but their modes and owners are ours and stay. `read_only` is for the directory alone:
+    be written, but their modes and owners are ours and stay. `read_only` is for the directory:
     pts and shm can be written.
 
     Raises: what mount raises. Since: Linux 5.12. See: pts(4), shm_overview(7).
