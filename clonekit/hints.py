@@ -54,9 +54,10 @@ OF_MOUNTS = {
         "openat2",
         errno.EIO,
     ): "it was not there when this was compiled: compile the declaration again",
+    ("openat2", errno.EIO): "it was not there when this was compiled: compile it again",
     ("openat2", errno.ELOOP): "a symlink of /proc is on the way, or too many others",
     ("openat2", errno.ENOENT): "a symlink there leads to nothing inside the root",
-    ("pivot_root", errno.EINVAL): "the root is the initial ramfs, which cannot be replaced",
+    ("pivot_root", errno.EINVAL): "no new root is there, or the old one is the initial ramfs",
 }
 REVEALING = (
     "in a user namespace, proc needs a PID namespace of its own, sysfs a network namespace, mqueue "

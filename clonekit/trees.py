@@ -91,6 +91,13 @@ def cloned(path: bytes, tree: Slot, *, recursive: bool) -> Call:
     return Call("open_tree", lib.AT_FDCWD, path, flags, to=tree)
 
 
+def cloned_device(path: bytes, tree: Slot) -> Records:
+    """A device of ours for others: it works, but its mode and owner, which are ours, stay."""
+    flags = lib.MOUNT_ATTR_RDONLY | lib.MOUNT_ATTR_NOSUID | lib.MOUNT_ATTR_NOEXEC
+    yield cloned(path, tree, recursive=False)
+    yield set_attributes(tree, flags, recursive=False)
+
+
 def cloned_place(place: Slot, tree: Slot, *, tolerate: tuple[int, ...] = ()) -> Call:
     """A copy of what is mounted at a place that was found, and of all below it."""
     flags = lib.OPEN_TREE_CLONE | lib.OPEN_TREE_CLOEXEC | lib.AT_EMPTY_PATH | lib.AT_RECURSIVE

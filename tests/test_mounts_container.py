@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
 
 import pytest
 from mounting import apart, nothing_is_left, root, rows, shell
-from step_cases import output, without_group
+from parent_snapshot import unchanged
+from step_cases import behind, output, without_group
 
-from clonekit import Spec, nascent, spawn
+from clonekit import Program, SpawnError, Spec, nascent, spawn
 from clonekit.mounts import (
     MASKED_PATHS,
     READONLY_PATHS,
@@ -96,10 +98,34 @@ def test_a_containers_root(root: Path, volume: Path, apart: Fields) -> None:
 def test_it_may_be_spawned_again_and_again(root: Path, volume: Path, apart: Fields) -> None:
     spec = Spec(["/bin/busybox", "true"], **container(root, volume), **apart)
     program = spec.program()
-    for _ in range(20):
-        assert program.spawn().wait().status == 0
+    with unchanged():
+        for _ in range(20):
+            assert program.spawn().wait().status == 0
     assert program.explain() == spec.program().explain()
     json.dumps(program.explain())
+
+
+def test_whichever_call_fails_the_step_is_named_and_nothing_is_left(
+    root: Path, volume: Path, apart: Fields
+) -> None:
+    spec = Spec(["/bin/busybox", "true"], **container(root, volume), **apart)
+    program = spec.program()
+    refusable = {str(row["syscall"]) for row in program.explain() if row["phase"] == "mounts"}
+    for name in sorted(refusable - {"close"}):
+        steps = spec.steps()
+        first = next(n for n, step in enumerate(steps) if step.phase == "mounts")
+        steps[first:first] = behind(name)
+        with unchanged(), pytest.raises(SpawnError) as caught:
+            Program(steps).spawn()
+        assert (caught.value.syscall, caught.value.phase) == (name, "mounts")
+        assert caught.value.errno == errno.EPERM
+        del caught
+
+
+def test_a_deadline_changes_nothing(root: Path, volume: Path, apart: Fields) -> None:
+    declared = container(root, volume)
+    with unchanged():
+        assert spawn(["/bin/busybox", "true"], deadline=60, **declared, **apart).wait().status == 0
 
 
 def test_a_child_that_waits_is_given_a_root(root: Path, apart: Fields) -> None:

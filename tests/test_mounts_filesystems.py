@@ -158,6 +158,20 @@ def test_a_device_may_be_added(root: Path, apart: Fields) -> None:
     assert text == "1:b\n"
 
 
+def test_the_modes_and_owners_of_devices_stay(root: Path, apart: Fields) -> None:
+    before = os.stat("/dev/null")
+    (root / "etc/secret").touch()
+    text = shell(
+        "chmod 600 /dev/null /etc/secret; chown 1 /dev/zero; touch /dev/full; echo x > /dev/null",
+        rootfs=root, mounts=[dev()], masked_paths=["/etc/secret"], **apart,
+    )  # fmt: skip
+    assert text.count("Read-only file system") == 4
+    after = os.stat("/dev/null")
+    assert (before.st_mode, before.st_uid, before.st_mtime) == (
+        after.st_mode, after.st_uid, after.st_mtime,
+    )  # fmt: skip
+
+
 def test_a_terminal_is_opened_in_it(root: Path, apart: Fields) -> None:
     text = shell("(exec 3<>/dev/ptmx; ls /dev/pts)", rootfs=root, mounts=[dev()], **apart)
     assert text.split() == ["0", "ptmx"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from clonekit import DeclarationError, Spec
+from clonekit import DeclarationError, Slot, Spec
 from clonekit.mounts import (
     attach,
     bind,
@@ -109,6 +109,16 @@ def test_a_layers_name_is_refused_where_the_kernel_would_take_it_apart(
     monkeypatch.setattr("clonekit.mounts.layers.kernel_has", lambda *_: False)
     with pytest.raises(DeclarationError, match=r"needs Linux 6\.13"):
         declared(**spec)
+
+
+def test_another_mount_namespace_may_be_joined_and_no_other() -> None:
+    with open("/proc/self/ns/mnt") as mounts, open("/proc/self/ns/net") as net:
+        declared(namespaces=None, join=[mounts.fileno()], mounts=[tmpfs("/tmp")])
+        declared(namespaces=None, join=[(0, ["mnt"])], mounts=[tmpfs("/tmp")])
+        declared(namespaces=None, join=[Slot("namespace")], mounts=[tmpfs("/tmp")])
+        for entry in (net.fileno(), (0, ["net"]), (0, "net")):
+            with pytest.raises(DeclarationError, match='add "mnt"'):
+                declared(namespaces=None, join=[entry], mounts=[tmpfs("/tmp")])
 
 
 def test_oci_calls_the_namespace_otherwise() -> None:

@@ -10,7 +10,14 @@ from clonekit.linux.abi import lib
 from clonekit.mounts.filesystems import pts_options
 from clonekit.mounts.value import Mount, flags_of, octal, path_here, yes
 from clonekit.records import Call, Fd, Scratch, Slot
-from clonekit.trees import MASK_MEANWHILE, attached_at, cloned, cloned_in, made, set_attributes
+from clonekit.trees import (
+    MASK_MEANWHILE,
+    attached_at,
+    cloned_device,
+    cloned_in,
+    made,
+    set_attributes,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,12 +51,13 @@ class Dev(Mount):
     __slots__ = ("devices", "read_only")
 
     def __init__(self, target: Path, devices: list[bytes], *, read_only: bool) -> None:
-        super().__init__(target, flags_of(nosuid=True, noexec=True))
+        super().__init__(target, flags_of(nosuid=True, nodev=True, noexec=True))
         self.devices = devices
         self.read_only = read_only
 
     def tree(self, tree: Slot, flags: int) -> Records:
         """The directory with mount points and links, before anybody sees it."""
+        self._check()
         mask = Slot()
         yield from made("tmpfs", {"mode": "755", "size": "64k"}, flags, tree)
         yield Call("umask", MASK_MEANWHILE, to=mask)
@@ -65,7 +73,7 @@ class Dev(Mount):
         """The devices of our own /dev, and two file systems, on names that nobody else made."""
         for path, name in self._paths():
             device = Slot()
-            yield cloned(path, device, recursive=False)
+            yield from cloned_device(path, device)
             yield attached_at(device, tree, name)
             yield Call("close", Fd(device))
         shared = {"mode": "1777"}
@@ -80,10 +88,12 @@ class Dev(Mount):
             yield set_attributes(tree, lib.MOUNT_ATTR_RDONLY, recursive=False)
 
     def _paths(self) -> list[tuple[bytes, bytes]]:
-        """Each device of ours, and its name here.
+        """Each device of ours, and its name here."""
+        standard = [b"/dev/%b\0" % name.encode() for name in DEVICES]
+        return [(path, path[path.rindex(b"/") + 1 : -1]) for path in (*standard, *self.devices)]
 
-        Raises: DeclarationError for one that is not what its name says.
-        """
+    def _check(self) -> None:
+        """Refuse a device that is not what its name says."""
         for name, numbers in DEVICES.items():
             device = look_at_device(b"/dev/%b\0" % name.encode())
             if (os.major(device), os.minor(device)) != numbers:
@@ -93,8 +103,6 @@ class Dev(Mount):
                 raise DeclarationError(msg)
         for path in self.devices:
             look_at_device(path)
-        standard = [b"/dev/%b\0" % name.encode() for name in DEVICES]
-        return [(path, path[path.rindex(b"/") + 1 : -1]) for path in (*standard, *self.devices)]
 
     def late_flags(self) -> int:
         """None: it is no root."""
@@ -125,10 +133,11 @@ def dev(target: Path = "/dev", *, devices: Sequence[Path] = (), read_only: bool 
     """A minimal /dev: null, zero, full, random, urandom and tty of ours, pts and shm of its own.
 
     A tmpfs with these, the links fd, stdin, stdout, stderr and ptmx, and further `devices` of ours,
-    each under its last name. What can be mounted is bound, for a device cannot be made in a user
-    namespace. `read_only` is for the directory alone: pts and shm can be written.
+    each under its last name. Devices are bound, for none can be made in a user namespace: they can
+    be written, but their modes and owners are ours and stay. `read_only` is for the directory:
+    pts and shm can be written.
 
-    Raises: what mount raises. See: pts(4), shm_overview(7).
+    Raises: what mount raises. Since: Linux 5.12. See: pts(4), shm_overview(7).
     """
     paths = [path_here(path, "a device") for path in devices]
     made_here = Dev(target, paths, read_only=yes(read_only, "read_only"))

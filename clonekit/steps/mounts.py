@@ -14,7 +14,7 @@ from clonekit.trees import (
     ROOT,
     attached,
     attached_at,
-    cloned,
+    cloned_device,
     cloned_place,
     found,
     made,
@@ -136,7 +136,7 @@ def mask_path(path: str | bytes | os.PathLike[str]) -> Records:
     where that is wrong. `clonekit.mounts.MASKED_PATHS` has what containers usually hide.
 
     Raises: EINVAL or ENOTDIR for what is a file here and a directory there, or the other way round;
-        what `mount` raises. See: move_mount(2).
+        what `mount` raises. Since: Linux 5.12. See: move_mount(2).
     """
     name = b"/".join(parts_of(path))
     refuse_root(name, path)
@@ -178,7 +178,7 @@ def mask_file(place: Slot, *, known: bool) -> Records:
     """
     device = Slot()
     refuse_other_null()
-    yield cloned(b"/dev/null\0", device, recursive=False)
+    yield from cloned_device(b"/dev/null\0", device)
     not_file = (errno.EBADF,) if known else (errno.EBADF, errno.EINVAL)
     yield attached(device, place, tolerate=not_file)
     yield Call("close", Fd(device))
