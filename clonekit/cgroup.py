@@ -42,6 +42,10 @@ class Cgroup:
     descriptor, acts by that alone, and may be used from many threads. In a copy of our process
     (fork), the end of the block only closes it.
 
+    A child that does not hold us (with a deadline, suspended, or waiting) is in the group while it
+    runs on our memory: what its set-up allocates counts there, and where that exceeds memory.max,
+    the kernel kills us too. Leave it room, or `set` that limit once the program has begun.
+
     Raises: DeclarationError for a limit that is none, and for one whose controller is not there,
         saying why; PermissionError where the parent is not ours; FileExistsError.
     Since: Linux 5.7 to begin in it. See: cgroups(7).

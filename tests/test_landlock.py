@@ -120,6 +120,16 @@ def test_a_place_may_be_a_descriptor_or_a_slot(rooms: tuple[Path, Path]) -> None
     os.close(ours)
 
 
+def test_a_directory_that_leaked_is_no_way_out(rooms: tuple[Path, Path]) -> None:
+    rules = Landlock(read=[*SYSTEM, "/proc", rooms[0]])
+    leaked = os.open(rooms[1], os.O_RDONLY | os.O_DIRECTORY)
+    argv = ["sh", "-c", "cd /proc/self/fd/9 && ! cat file 2>&- && ! cat ../shut/file 2>&-"]
+    fields = {"fds": {0: 0, 1: 1, 2: 2, 9: leaked}, "landlock": rules, "no_new_privs": True}
+    with spawn(argv, **fields) as process:
+        os.close(leaked)
+        assert process.wait(60).status == 0
+
+
 def test_a_path_over_a_symlink_can_be_refused(rooms: tuple[Path, Path]) -> None:
     (rooms[0] / "link").symlink_to(rooms[1])
     rules = Landlock(read=[rooms[0] / "link"], symlinks=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 
 from clonekit.errors import DeclarationError
 from clonekit.linux.cgroup2 import WITHIN, open_group, path_of, read, write
@@ -37,6 +38,11 @@ def version_1() -> set[str]:
     return {name for name in memberships() if name and not name.startswith("name=")}
 
 
+def unescaped(text: str) -> str:
+    """A path of /proc/self/mountinfo, where spaces and the like are octal numbers."""
+    return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), text)
+
+
 def own_path() -> str:
     """The directory of our own group.
 
@@ -46,7 +52,7 @@ def own_path() -> str:
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:  # noqa: PTH123 - as in memberships
         mounts = [line.split() for line in file]
     for words in mounts:
-        root, mount = words[3], words[4].encode().decode("unicode_escape")
+        root, mount = map(unescaped, words[3:5])
         if words[words.index("-") + 1] != "cgroup2" or own is None:
             continue
         if own == root or own.startswith(root.rstrip("/") + "/"):
