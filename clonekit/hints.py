@@ -54,7 +54,6 @@ OF_MOUNTS = {
         "openat2",
         errno.EIO,
     ): "it was not there when this was compiled: compile the declaration again",
-    ("openat2", errno.EIO): "it was not there when this was compiled: compile it again",
     ("openat2", errno.ELOOP): "a symlink of /proc is on the way, or too many others",
     ("openat2", errno.ENOENT): "a symlink there leads to nothing inside the root",
     ("pivot_root", errno.EINVAL): "no new root is there, or the old one is the initial ramfs",
