@@ -78,7 +78,7 @@ def test_a_container_has_what_is_its_own(need: Callable[[str], None]) -> None:
     told = run("container.py").splitlines()
     assert told == [
         "I am process 2 of aquarium, and uid 0.",
-        "Here are bin dev etc proc tmp , and of processes 4.",
+        "Here are bin dev etc proc tmp and nothing else.",
         "The root cannot be written.",
         "/tmp can.",
         "Nothing more is mounted.",

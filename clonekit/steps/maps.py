@@ -7,7 +7,6 @@ import os
 
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import lib
-from clonekit.linux.id_map import map_of, refuse_foreign
 from clonekit.linux.privilege import has_capability, is_privileged
 from clonekit.records import Ask, Call, OwnMemory
 from clonekit.steps.opening import write_file
@@ -46,7 +45,7 @@ def map_uid(inside: int | Sequence[object] | IdMap) -> Records:
 
     Raises: EPERM for ids that are not ours to give. See: user_namespaces(7), newuidmap(1).
     """
-    yield from written("uid", map_of(inside, os.geteuid()), os.geteuid())
+    yield from written("uid", inside, os.geteuid())
 
 
 @step(phase="maps", field="gid_map", asks=True, option=OPTION)
@@ -58,11 +57,14 @@ def map_gid(inside: int | Sequence[object] | IdMap) -> Records:
 
     Raises: EPERM for ids that are not ours to give. See: user_namespaces(7), newgidmap(1).
     """
-    yield from written("gid", map_of(inside, os.getegid()), os.getegid())
+    yield from written("gid", inside, os.getegid())
 
 
-def written(kind: str, id_map: IdMap, own: int) -> Records:
+def written(kind: str, value: object, own: int) -> Records:
     """The records that write a map, or ask for it."""
+    from clonekit.linux.id_map import map_of, refuse_foreign
+
+    id_map = map_of(value, own)
     if id_map.is_own(own):
         if kind == "gid":
             yield from write_file("/proc/self/setgroups", b"deny").records()

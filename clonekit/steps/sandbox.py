@@ -7,7 +7,6 @@ from functools import lru_cache
 
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import NUMBERS, lib
-from clonekit.linux.seccomp import AUDIT_ARCH, seccomp_flags_available
 from clonekit.records import Ask, Call, Data, Fd, Slot
 from clonekit.steps.step import Option, step
 
@@ -154,6 +153,8 @@ def listener_flags() -> int:
     """A listener is asked for; once it has received a call, only death interrupts that."""
     flags: int = lib.SECCOMP_FILTER_FLAG_NEW_LISTENER
     killable = flags | lib.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
+    from clonekit.linux.seccomp import seccomp_flags_available
+
     return killable if seccomp_flags_available(killable) else flags
 
 
@@ -161,6 +162,7 @@ def listener_flags() -> int:
 def asks_of_last(program: bytes) -> bool:
     """Whether a filter may ask its supervisor about what the child itself does after it."""
     from clonekit.linux.bpf import answers
+    from clonekit.linux.seccomp import AUDIT_ARCH
 
     return any(
         answer & lib.SECCOMP_RET_ACTION_FULL == lib.SECCOMP_RET_USER_NOTIF
