@@ -35,7 +35,7 @@ FIRST_KERNEL_OF_FLAG = (
 #: What a clone's other errnos mostly mean.
 SHORTAGES = {
     errno.EAGAIN: "RLIMIT_NPROC or the pids limit of the cgroup is reached",
-    errno.ENOMEM: "memory is short, or the PID namespace for our children has lost its init",
+    errno.ENOMEM: "memory is short, or the PID namespace for the child has lost its init",
 }
 #: What a call's EPERM (or EACCES) mostly means.
 CAPABILITY = {
@@ -180,6 +180,8 @@ def hint_for(number: int, entry: dict[str, Any], program: Compiled) -> str:
         return f"{syscall} needs Linux {FIRST_KERNEL[syscall]}, or is refused by a seccomp filter"
     if syscall in ("execve", "execveat"):
         return exec_hint(number, syscall)
+    if syscall == "clone":
+        return SHORTAGES.get(number, "")
     if number not in (errno.EPERM, errno.EACCES):
         return ""
     if syscall in ("seccomp", "landlock_restrict_self"):
