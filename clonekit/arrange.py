@@ -128,8 +128,9 @@ class Arranged:
         if manner.exists:
             moves = self._give(moves)
         credentials = self._note_all()
-        if vector != INHERIT:
-            self._refuse_plain(self.vector, steps)
+        for at, what in ((self.vector, "vector"), (self.stage, "first stage")):
+            if at >= 0 and not (at == self.vector and vector == INHERIT):
+                self._refuse_plain(at, what, steps)
         self._cross(moves, alive, limit)
         if steps[0].kind is OWN_TABLE:
             steps[0] = own_table(self.above)
@@ -162,7 +163,7 @@ class Arranged:
                 self._note_clone(record)
                 continue
             if type(record) is OwnMemory:
-                refuse_apart(step, self.manner)
+                refuse_apart(step, self.manner, begun=record.begun)
                 continue
             if type(record) is Ask:
                 refuse_ask(step, self.manner, in_stage=in_stage)
@@ -204,12 +205,12 @@ class Arranged:
                 raise DeclarationError(msg)
             self._makers.setdefault(result, step)
 
-    def _refuse_plain(self, vector: int, steps: list[Step]) -> None:
-        """Only an `Fd` is moved out of the vector's way: a number would mean another file."""
+    def _refuse_plain(self, at: int, what: str, steps: list[Step]) -> None:
+        """Only an `Fd` is moved out of the way or kept open: a number would mean another file."""
         for step, slot in self._plain:
-            made = self._makers.get(slot, vector)
-            if made < vector < step and steps[made].phase == "opening":
-                msg = f"{steps[step]}: {slot} was opened before the vector; write Fd({slot})"
+            made = self._makers.get(slot, at)
+            if made < at < step and steps[made].phase == "opening":
+                msg = f"{steps[step]}: {slot} was opened before the {what}; write Fd({slot})"
                 raise DeclarationError(msg)
 
     def _note_clone(self, record: Clone) -> None:
@@ -224,7 +225,7 @@ class Arranged:
             if isinstance(of, ChildFd) and not self.manner.exists:
                 msg = f"{of!r} is not ours; fetch() gives a descriptor of ours for the same file"
                 raise DeclarationError(msg)
-            if of == ROOT:
+            if of == ROOT and not self.manner.exists:
                 msg = 'there is no root to mount in; put new_root(...) first, "/" for the present'
                 raise DeclarationError(msg)
             self.inputs[of] = None

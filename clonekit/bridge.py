@@ -20,20 +20,30 @@ REGISTERS_AT = 256
 def bridge(arranged: Any, moves: Mapping[int, Fd]) -> None:
     """Let what the steps of the first stage use survive the exec that loads it.
 
-    What close-on-exec would close is kept open over that exec. What the child has learnt in slots
-    is written into the file that holds the records, as `arranged.carried` has it.
+    What close-on-exec would close is kept open over that exec, and then is as it was. What the
+    child has learnt in slots is written into the file that holds the records, as
+    `arranged.carried` has it.
     """
-    at, lists, moved = arranged.stage, arranged.lists, arranged.moved
+    at, lists = arranged.stage, arranged.lists
+    moved = arranged.moved if arranged.vector < at else {}
+    alive = moved.get(Fd(ALIVE), Fd(ALIVE))
+    used = [moved.get(fd, fd) for step, fd in arranged.fds if step > at]
+    if arranged.vector > at:
+        used += moves.values()
+    fds = {fd: Slot(f".flags{n}") for n, fd in enumerate(dict.fromkeys(used))}
+    before = [
+        call
+        for fd, flags in fds.items()
+        for call in (
+            Call("fcntl", fd, lib.F_GETFD, 0, to=flags),
+            Call("fcntl", fd, lib.F_SETFD, 0),
+        )
+    ]
+    after = [Call("fcntl", fd, lib.F_SETFD, flags) for fd, flags in fds.items()]
+    lists[at + 1][0:0] = [Call("fcntl", alive, lib.F_SETFD, lib.FD_CLOEXEC), *after]
     later = [record for records in lists[at + 1 :] for record in records]
     arranged.carried = carried(later)
-    fds = dict.fromkeys(moved.get(fd, fd) for step, fd in arranged.fds if step > at)
-    if arranged.vector > at:
-        fds |= dict.fromkeys(moves.values())
-    else:
-        again = [*fds, moved[Fd(ALIVE)]] if moved else list(fds)
-        lists[at + 1][0:0] = [Call("fcntl", fd, lib.F_SETFD, lib.FD_CLOEXEC) for fd in again]
-    taken = [Call("fcntl", fd, lib.F_SETFD, 0) for fd in fds]
-    lists[at][0:0] = [*taken, *written(arranged.carried, moved)]
+    lists[at][0:0] = [*before, *written(arranged.carried, moved)]
 
 
 def carried(records: Iterable[Record]) -> list[Slot]:

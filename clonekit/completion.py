@@ -11,6 +11,7 @@ from clonekit.records import Call, OwnMemory, Slot
 from clonekit.steps.descriptors import INHERIT, own_table, place_descriptors
 from clonekit.steps.execute import execute, stop_at_exec
 from clonekit.steps.memory import load_first_stage
+from clonekit.steps.namespaces import join_namespaces
 from clonekit.steps.opening import receive_descriptors
 from clonekit.steps.sandbox import set_attribute
 from clonekit.steps.signals import (
@@ -32,6 +33,7 @@ PLACE: Kind = place_descriptors  # type: ignore[assignment]
 MASK: Kind = set_signal_mask  # type: ignore[assignment]
 EXECUTE: Kind = execute  # type: ignore[assignment]
 LOAD: Kind = load_first_stage  # type: ignore[assignment]
+JOIN: Kind = join_namespaces  # type: ignore[assignment]
 STOP: Kind = stop_at_exec  # type: ignore[assignment]
 #: The mask at an exec that is to stop: ptrace tells of it by SIGTRAP.
 ALL_BUT_TRAP = tuple(number for number in range(1, 65) if number != signal.SIGTRAP)
@@ -39,21 +41,41 @@ ALL_BUT_TRAP = tuple(number for number in range(1, 65) if number != signal.SIGTR
 CHANNEL = Slot(".channel")
 
 
-def needs_stage(steps: Sequence[object]) -> int:
-    """The first step that needs a memory of the child's own, or -1."""
-    for n, step in enumerate(steps):
-        may = isinstance(step, Step) and step.kind.apart
-        if may and any(type(record) is OwnMemory for record in step.records()):  # type: ignore[attr-defined]
-            return n
-    return -1
+def needs_memory(step: Step) -> bool:
+    """Whether a step needs a memory of the child's own."""
+    return step.kind.apart and any(type(record) is OwnMemory for record in step.records())
+
+
+def needs_stage(steps: Sequence[Step]) -> int:
+    """The first step that needs a memory of the child's own, or -1.
+
+    With the joins before it: an exec between two takes the capabilities that the first has given.
+    """
+    at = next((n for n, step in enumerate(steps) if needs_memory(step)), -1)
+    while at > 0 and steps[at].kind is JOIN and steps[at - 1].kind is JOIN:
+        at -= 1
+    return at
+
+
+def put_stage(steps: list[Step]) -> None:
+    """Load the first stage where it is needed."""
+    at = needs_stage(steps)
+    if at < 0:
+        return
+    if any(step.kind is STOP for step in steps):
+        msg = (
+            f"{steps[at]}: a program that is suspended has no first stage; give it to do() when it "
+            "is suspended, or leave suspended out"
+        )
+        raise DeclarationError(msg)
+    steps.insert(at, load_first_stage())
 
 
 def completed(steps: list[Step], manner: Manner, *, has_clone3: bool) -> list[Step]:
     """The caller's steps with those that every program has."""
     refuse_others(steps)
-    stage = needs_stage(steps) if manner.shares and not manner.exists else -1
-    if stage >= 0:
-        steps.insert(stage, load_first_stage())
+    if manner.shares and not manner.exists:
+        put_stage(steps)
     kinds = [step.kind for step in steps]
     if kinds.count(EXECUTE) != 1 or kinds[-1] is not EXECUTE:
         msg = "a program ends with one execute(argv) step; put it last"

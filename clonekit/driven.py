@@ -127,15 +127,14 @@ class Driven:
                 self._undo.append(undo)
         lib.ck_answer(self.struct, answer)
 
-    def keep(self) -> None:
-        """What was done for the child stays: it has begun its program."""
-        self._undo.clear()
+    def keep(self) -> list[Callable[[], object]]:
+        """What was done for the child stays: it has begun. What would undo it, in that order."""
+        kept, self._undo = self._undo, []
+        return kept
 
     def _undo_all(self) -> None:
-        """Undo what was done for the child, the last first."""
-        while self._undo:
-            with contextlib.suppress(OSError):
-                self._undo.pop()()
+        """Undo what was done for the child."""
+        undo_all(self._undo)
 
     def report(self) -> Any:
         """How the order of a child that waits again has ended."""
@@ -170,6 +169,13 @@ class Driven:
         self._undo_all()
 
 
+def undo_all(undo: list[Callable[[], object]]) -> None:
+    """Undo what was done for a child, the last first."""
+    while undo:
+        with contextlib.suppress(OSError):
+            undo.pop()()
+
+
 def handle_of(program: Any) -> Any:
     """The handle of a child that is yet to begin this program: a Process, or a Suspended."""
     if program.setup.suspension is not None:
@@ -180,9 +186,14 @@ def handle_of(program: Any) -> Any:
 
 
 def run(
-    program: Any, values: list[int] | None, trace: list[object] | None
+    program: Any,
+    values: list[int] | None,
+    trace: list[object] | None,
+    undo: list[Callable[[], object]] | None = None,
 ) -> tuple[Process, Trace | None]:
     """Spawn the program with these input registers; trace it if `trace` is a list.
+
+    `undo` takes what would undo what was done for it, where it is not done with its exec.
 
     Raises: SpawnError; one that is a TimeoutError at the deadline.
     """
@@ -214,7 +225,9 @@ def run(
         if state == RUNNING:
             raise late(program, outcome, deadline)
         raise failure(program, outcome, driven.refusal)
-    driven.keep()
+    kept = driven.keep()
+    if undo is not None:
+        undo += kept
     if trace is None:
         return handle, None
     outcome.clone_after = lib.ck_read_cycles(ffi.new("uint64_t *"))

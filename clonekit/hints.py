@@ -37,7 +37,7 @@ FIRST_KERNEL_OF_FLAG = (
 #: What a clone's other errnos mostly mean.
 SHORTAGES = {
     errno.EAGAIN: "RLIMIT_NPROC or the pids limit of the cgroup is reached",
-    errno.ENOMEM: "memory is short, or the PID namespace for our children has lost its init",
+    errno.ENOMEM: "memory is short, or the PID namespace for the child has lost its init",
 }
 #: What an errno of a call that mounts mostly means.
 OF_MOUNTS = {
@@ -137,29 +137,36 @@ def user_namespace_hint() -> str:
 
 def hint_for(number: int, entry: dict[str, Any], program: Compiled) -> str:
     """Why a step's call was refused, where the cause is known."""
-    syscall = entry.get("syscall", "")
-    if entry["phase"] in ("mask", "exec") and any(
-        step.phase == "seccomp" for step in program.steps
-    ):
+    syscall, phase = entry.get("syscall", ""), entry["phase"]
+    if syscall == "clone":
+        return SHORTAGES.get(number, "")
+    if phase in ("mask", "exec") and has_phase(program, "seccomp"):
         return f"perhaps the seccomp filter, which comes before it, does not allow {syscall}"
     if number == errno.ENOSYS and syscall in FIRST_KERNEL:
         return f"{syscall} needs Linux {FIRST_KERNEL[syscall]}, or is refused by a seccomp filter"
-    if entry["phase"] == "mounts":
+    if phase == "mounts":
         return mount_hint(number, syscall)
     if syscall in ("execve", "execveat"):
-        ruled = any(step.phase == "landlock" for step in program.steps)
-        return exec_hint(number, syscall, ruled=ruled)
-    if number not in (errno.EPERM, errno.EACCES):
-        return OTHER.get((syscall, number), "")
+        return exec_hint(number, syscall, ruled=has_phase(program, "landlock"))
+    if number in (errno.EPERM, errno.EACCES):
+        return forbidden_hint(syscall, phase, program)
+    return OTHER.get((syscall, number), "")
+
+
+def has_phase(program: Compiled, phase: str) -> bool:
+    """Whether it has a step of this phase."""
+    return any(step.phase == phase for step in program.steps)
+
+
+def forbidden_hint(syscall: str, phase: str, program: Compiled) -> str:
+    """What a call takes that was not permitted."""
     if syscall in ("seccomp", "landlock_restrict_self"):
         return "without CAP_SYS_ADMIN this needs no_new_privs=True"
-    if entry["phase"] == "maps":
+    if phase == "maps":
         if program.setup.clone_flags & lib.CLONE_NEWUSER:
             return f"{user_namespace_hint()}; or the id outside is not ours"
         return 'maps are written in a new user namespace: add "user" to namespaces'
-    if syscall in CAPABILITY:
-        return f"it takes {CAPABILITY[syscall]}"
-    return ""
+    return f"it takes {CAPABILITY[syscall]}" if syscall in CAPABILITY else ""
 
 
 def mount_hint(number: int, syscall: str) -> str:

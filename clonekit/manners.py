@@ -145,8 +145,11 @@ def refuse_ask(step: Step, manner: Manner, *, in_stage: bool) -> None:
         raise DeclarationError(msg)
 
 
-def refuse_apart(step: Step, manner: Manner) -> None:
+def refuse_apart(step: Step, manner: Manner, *, begun: bool) -> None:
     """A step that needs a memory of its own, in a child that waits on ours."""
+    if begun and manner.shares:
+        msg = f"{step}: an exec undoes it; give it to do() of a process made with suspended=True"
+        raise DeclarationError(msg)
     if manner.exists and manner.shares:
         msg = f"{step}: a child that waits is on our memory to the end; give it to spawn()"
         raise DeclarationError(msg)
@@ -157,6 +160,9 @@ def refuse_record(record: Record, step: Step, manner: Manner, *, shares: bool = 
     if type(record) is not Call:
         return
     name = record.name if isinstance(record.name, str) else name_of(record.name)
+    if name == "clone" and not step.kind.raw and not manner.shares:
+        msg = f"{step}: a program that has been loaded cannot be forked; give it to spawn()"
+        raise DeclarationError(msg)
     if step.kind.raw:
         reason = FLOW_CALLS.get(name) or refused_call(name, record, manner)
         if reason:

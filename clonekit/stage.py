@@ -51,7 +51,6 @@ class Rest(Compiled):
             ("records", records_at),
         ):
             setattr(frame, name, ffi.cast("void *", lib.CK_PLAN_AT + at))
-        frame.report.state = lib.CK_RUNNING
         head = ffi.buffer(frame)[:]
         self._image = bytearray(
             head + bytes(REGISTERS_AT - len(head)) + b"\xff" * registers + content

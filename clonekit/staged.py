@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
 import select
 import time
 
 from clonekit.driven import run as run_driven
+from clonekit.driven import undo_all
 from clonekit.failure import failure, late
 from clonekit.linux.abi import ffi, lib
 from clonekit.linux.execution import SealedProgram
@@ -18,26 +21,34 @@ from clonekit.vforked import run as run_vforked
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from clonekit.program import Program
     from clonekit.vforked import Trace
 
 SLICE = 50  # ms after which Python looks for signals
-_stage: list[tuple[SealedProgram, tuple[int, int]]] = []
+SOON = 1  # ms after which we look again when something has been told
+ABOVE_STDIO = 3
+NOT_READABLE = 0o111  # by which the kernel keeps those who run it from being traced: S1
+BY_SIGNAL = 128
+_stage: list[tuple[int, tuple[int, int]]] = []
 
 
 def first_stage() -> int:
     """A descriptor of the first stage, as a sealed file; made when it is first needed."""
     if _stage:
-        program, identity = _stage[0]
-        with contextlib.suppress(OSError, ValueError):
-            if identity_of(program.fileno()) == identity:
-                return program.fileno()
-        _stage.clear()  # somebody has closed it
+        fd, identity = _stage[0]
+        with contextlib.suppress(OSError):
+            if identity_of(fd) == identity:
+                return fd
+        _stage.clear()  # somebody has closed it, and the number is theirs now
     size = ffi.new("uint64_t *")
     image = lib.ck_stage_image(size)
-    program = SealedProgram(ffi.buffer(image, size[0])[:], "clonekit")
-    _stage.append((program, identity_of(program.fileno())))
-    return program.fileno()
+    with SealedProgram(ffi.buffer(image, size[0])[:], "clonekit") as program:
+        os.fchmod(program.fileno(), NOT_READABLE)
+        fd = fcntl.fcntl(program.fileno(), fcntl.F_DUPFD_CLOEXEC, ABOVE_STDIO)
+    _stage.append((fd, identity_of(fd)))
+    return fd
 
 
 def identity_of(fd: int) -> tuple[int, int]:
@@ -53,40 +64,79 @@ def run(
 
     Raises: SpawnError naming the step that failed, of either part.
     """
-    rest, deadline = program.rest, program.setup.deadline
+    deadline = program.setup.deadline
     until = time.monotonic() + (float("inf") if deadline is None else deadline)
-    drive = run_vforked if program.setup.manner.holds else run_driven
     opened: list[int] = []
+    undo: list[Callable[[], object]] = []
+    process: Process | None = None
     try:
-        plan = os.memfd_create("clonekit-plan", os.MFD_CLOEXEC)
+        plan = os.memfd_create("clonekit-plan", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         opened.append(plan)
         reader, writer = os.pipe2(os.O_CLOEXEC)
         opened += reader, writer
-        os.write(plan, rest.plan())
-        own = {PLAN.name: plan, ALIVE.name: writer, STAGE.name: first_stage()}
-        process, times = drive(program, program.values(slots, own), trace)
-        try:
-            os.close(opened.pop())
-            judge(program, process, plan, ended=follow(reader, until))
-        except BaseException:
+        os.write(plan, program.rest.plan())
+        values = program.values(
+            slots, {PLAN.name: plan, ALIVE.name: writer, STAGE.name: first_stage()}
+        )
+        if program.setup.manner.holds:
+            process, times = run_vforked(program, values, trace)
+        else:
+            process, times = run_driven(program, values, trace, undo)
+        os.close(opened.pop())
+        judge(program, process, plan, ended=follow(program, process, reader, plan, until))
+    except BaseException:
+        if process is not None:
             end(process, plan)
-            raise
+        undo_all(undo)
+        raise
+    else:
         return process, times
     finally:
         for fd in opened:
             os.close(fd)
 
 
-def follow(reader: int, until: float) -> bool:
-    """Wait until the first stage has begun the program, or has ended: False if time is up first."""
+def follow(program: Program, process: Process, reader: int, plan: int, until: float) -> bool:
+    """Wait until the first stage has begun the program, or has ended: False if time is up first.
+
+    Both close the pipe. But a copy of us that was forked meanwhile, and a child that waits, have
+    it open too; and a step may close it. What is true then is whether the records are mapped.
+    """
     poller = select.poll()
-    poller.register(reader, select.POLLIN)
+    for fd in (reader, process.fileno()):
+        poller.register(fd, select.POLLIN)
+    told: set[int] = set()
+    pause = SLICE
     while True:
         left = until - time.monotonic()
-        if poller.poll(max(0.0, min(left * 1000, SLICE))):
+        now = [fd for fd, _ in poller.poll(max(0.0, min(left * 1000, pause)))]
+        for fd in now:
+            poller.unregister(fd)
+        told.update(now)
+        pause = SOON if now else SLICE
+        state, how, record, _ = report(plan)
+        if reader in told and (how or (state and program.rest.is_exec(record))):
+            return True
+        if not is_mapped(plan) if state else process.fileno() in told:
             return True
         if left <= 0:
             return False
+
+
+def report(plan: int) -> tuple[int, ...]:
+    """What the first stage says of itself: numbers, which may be any (S2 of cdefs/stage.c)."""
+    return REPORT.unpack(os.pread(plan, REPORT.size, REPORT_AT))
+
+
+def is_mapped(plan: int) -> bool:
+    """Whether a process has the records mapped: those who do have not begun the program."""
+    try:
+        fcntl.fcntl(plan, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return True
+    return False
 
 
 def judge(program: Program, process: Process, plan: int, *, ended: bool) -> None:
@@ -95,31 +145,49 @@ def judge(program: Program, process: Process, plan: int, *, ended: bool) -> None
     Raises: SpawnError if the program has not begun.
     """
     rest = program.rest
-    _, how, record, result = REPORT.unpack(os.pread(plan, REPORT.size, REPORT_AT))
+    state, how, record, result = report(plan)
     outcome = ffi.new("struct ck_outcome *")
-    outcome.record, outcome.result = min(record, len(rest) - 1), result  # S2 of cdefs/stage.c
+    outcome.record, outcome.result = min(record, len(rest) - 1), result
     if not ended:
-        end(process, plan)
         raise late(rest, outcome, program.setup.deadline)  # type: ignore[arg-type]
-    began = how != lib.CK_FAILED and rest.is_exec(outcome.record)
-    other = int.from_bytes(os.pread(plan, 8, ANSWER_AT), "little")
-    if other:
-        process.wait()
-        successor = Process.from_pid(other)
-        process.become(successor)
-    if began:
+    other = successor(plan)
+    if other is not None:
+        with contextlib.suppress(ChildProcessError):
+            process.wait()
+        process.become(other)
+    if state and how != lib.CK_FAILED and rest.is_exec(outcome.record):
         return
     outcome.stage = lib.CK_RECORD_FAILED if how == lib.CK_FAILED else lib.CK_KILLED
-    exit_ = process.wait()
+    by_signal = 0
+    with contextlib.suppress(ChildProcessError):  # SIGCHLD is ignored
+        exit_ = process.wait()
+        by_signal = exit_.signal or max(0, (exit_.status or 0) - BY_SIGNAL)  # told by init
     if outcome.stage == lib.CK_KILLED:
-        outcome.result = exit_.signal or 0
+        outcome.result = by_signal
     raise failure(rest, outcome)
+
+
+def successor(plan: int) -> Process | None:
+    """The child that has taken the place of the first, if there is one.
+
+    Only a child of ours is believed to be that (S2).
+    """
+    pid = int.from_bytes(os.pread(plan, 4, ANSWER_AT), "little", signed=True)
+    if pid <= 0:
+        return None
+    other = Process.from_pid(pid)
+    ended = ffi.new("struct ck_exit *")
+    options = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    if lib.ck_wait(other.fileno(), options, ended) != -errno.ECHILD:
+        return other
+    other.close()
+    return None
 
 
 def end(process: Process, plan: int) -> None:
     """End the child, and the one that has taken its place."""
     process.__exit__(None, None, None)
-    other = int.from_bytes(os.pread(plan, 8, ANSWER_AT), "little")
-    if other and other != process.pid:
-        with contextlib.suppress(ProcessLookupError):
-            Process.from_pid(other).__exit__(None, None, None)
+    with contextlib.suppress(ProcessLookupError):
+        other = successor(plan)
+        if other is not None:
+            other.__exit__(None, None, None)

@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import struct
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -35,6 +36,8 @@ from clonekit.steps import (
     close_descriptor,
     connect_socket,
     control,
+    deny_write_execute,
+    disable_huge_pages,
     duplicate,
     empty_mount_namespace,
     end_with_pidfd,
@@ -55,12 +58,15 @@ from clonekit.steps import (
     map_gid,
     map_uid,
     mask_path,
+    merge_pages,
     mount,
+    nest_user_namespace,
     new_core_cookie,
     new_namespaces,
     new_root,
     new_session,
     new_time_namespace,
+    open_coredump_filter,
     open_file,
     open_memory,
     open_pipe,
@@ -70,10 +76,12 @@ from clonekit.steps import (
     receive_descriptors,
     reset_signals,
     restrict_with_landlock,
+    run_init,
     set_affinity,
     set_attribute,
     set_capabilities,
     set_controlling_terminal,
+    set_coredump_filter,
     set_domain_name,
     set_gid,
     set_groups,
@@ -147,8 +155,8 @@ class Case(NamedTuple):
 
 CASES: list[Case] = []
 #: Steps that have tests of their own instead: what stops at its exec does so for one tracer alone,
-#: and that is strace in some of the tests of cases.
-WITHOUT_CASES = {"stop_at_exec"}
+#: and that is strace in some of the tests of cases; the first stage is loaded by no caller.
+WITHOUT_CASES = {"load_first_stage", "stop_at_exec"}
 
 
 def succeeds(
@@ -281,6 +289,7 @@ NEEDS: dict[str, Callable[[], str]] = {
     "privilege": unsharing("uts"),
     "user": unsharing("user"),
     "uts": unsharing("uts"),
+    "pid": unsharing("pid"),
     "mount": unsharing("ns"),
     "time": unsharing("time"),
     "net": unsharing("net"),
@@ -300,6 +309,8 @@ NEEDS: dict[str, Callable[[], str]] = {
     "clone_nnp": newer_clone(lib.CLONE_NNP | lib.CLONE_AUTOREAP),
     "empty mounts": newer_clone(lib.CLONE_EMPTY_MNTNS | lib.CLONE_NEWNS | lib.CLONE_NEWUSER),
     "landlock": lambda: apart(landlock_abi),
+    "mdwe": lambda: apart(lambda: call("prctl", lib.PR_SET_MDWE, 1, 0, 0, 0)),
+    "ksm": lambda: apart(lambda: call("prctl", lib.PR_SET_MEMORY_MERGE, 1, 0, 0, 0)),
 }
 
 
@@ -349,11 +360,15 @@ def behind(name: str, first: int | None = None) -> list[Step]:
 
 
 def untold(name: str) -> list[Step]:
-    """The same, by a filter that asks where a call is made from: it cannot be seen beforehand."""
-    program = refusing({name: errno.EPERM})
+    """The same, by a filter of which it cannot be seen beforehand."""
+    return [set_no_new_privs(), install_seccomp_filter(unforeseen(refusing({name: errno.EPERM})))]
+
+
+def unforeseen(program: bytes) -> bytes:
+    """A filter whose last instruction allows, and which first asks where a call is made from."""
     asks = struct.pack("<HBBI", 0x20, 0, 0, 8)
     asks += struct.pack("<HBBI", 0x35, 0, len(program) // 8 - 1, 0)  # never less than 0
-    return [set_no_new_privs(), install_seccomp_filter(asks + program)]
+    return asks + program
 
 
 def powerless() -> list[Step]:
@@ -712,6 +727,76 @@ def personality_behind_a_filter(_: Room) -> list[Step]:
     return [*behind("personality"), set_personality("addr_no_randomize")]
 
 
+# ---- what is kept with the memory, and init ----
+
+
+def told_by(option: int) -> tuple[str, ...]:
+    """A program that prints what prctl says."""
+    code = f"import ctypes; print(ctypes.CDLL(None).prctl({option}, 0, 0, 0, 0))"
+    return (sys.executable, "-I", "-S", "-c", code)
+
+
+@succeeds("deny_write_execute", told_by(lib.PR_GET_MDWE), says("1"), ("mdwe",))
+def memory_is_not_made_executable(_: Room) -> list[Step]:
+    return [deny_write_execute()]
+
+
+@fails("deny_write_execute", errno.EPERM)
+def mdwe_behind_a_filter(_: Room) -> list[Step]:
+    return [*behind("prctl", lib.PR_SET_MDWE), deny_write_execute()]
+
+
+@succeeds("disable_huge_pages", told_by(lib.PR_GET_THP_DISABLE), says("1"))
+def huge_pages_are_off(_: Room) -> list[Step]:
+    return [disable_huge_pages()]
+
+
+@fails("disable_huge_pages", errno.EPERM)
+def huge_pages_behind_a_filter(_: Room) -> list[Step]:
+    return [*behind("prctl", lib.PR_SET_THP_DISABLE), disable_huge_pages()]
+
+
+@succeeds("merge_pages", told_by(lib.PR_GET_MEMORY_MERGE), says("1"), ("ksm",))
+def equal_pages_are_merged(_: Room) -> list[Step]:
+    return [merge_pages()]
+
+
+@fails("merge_pages", errno.EPERM)
+def merging_behind_a_filter(_: Room) -> list[Step]:
+    return [*behind("prctl", lib.PR_SET_MEMORY_MERGE), merge_pages()]
+
+
+@succeeds("open_coredump_filter")
+def a_filter_of_dumps_is_opened(_: Room) -> list[Step]:
+    return [open_coredump_filter(), close_descriptor(Slot("coredump_filter"))]
+
+
+@fails("open_coredump_filter", errno.EPERM)
+def a_filter_of_dumps_behind_a_filter(_: Room) -> list[Step]:
+    return [*behind("openat"), open_coredump_filter()]
+
+
+@succeeds("set_coredump_filter", ("cat", "/proc/self/coredump_filter"), says("00000011"))
+def a_dump_holds_two_kinds(_: Room) -> list[Step]:
+    kinds = ["anonymous-private", "elf-headers"]
+    return [open_coredump_filter(), set_coredump_filter(kinds)]
+
+
+@fails("set_coredump_filter", errno.EPERM)
+def a_dump_behind_a_filter(_: Room) -> list[Step]:
+    return [open_coredump_filter(), *behind("write"), set_coredump_filter(0)]
+
+
+@succeeds("run_init", ("sh", "-c", "echo $$"), says("2"), ("pid",))
+def the_program_is_a_child_of_init(_: Room) -> list[Step]:
+    return [*privileged("pid"), run_init()]
+
+
+@fails("run_init", errno.EPERM)
+def init_behind_a_filter(_: Room) -> list[Step]:
+    return [*behind("clone"), run_init()]
+
+
 # ---- namespaces ----
 
 
@@ -771,6 +856,14 @@ def the_namespaces_of_another(room: Room) -> list[Step]:
     return [join_namespaces(holder.pidfd, names)]
 
 
+@succeeds("join_namespaces", ("readlink", "/proc/self/ns/pid"), other("pid"), ("pid",))
+def the_pid_namespace_of_another(room: Room) -> list[Step]:
+    names = ["pid"] if os.geteuid() == 0 else ["user", "pid"]
+    mapped = {} if os.geteuid() == 0 else {"uid_map": 0, "gid_map": 0}
+    holder = room.stack.enter_context(spawn(["sleep", "1000"], namespaces=names, **mapped))
+    return [join_namespaces(holder.pidfd, names)]
+
+
 @fails("join_namespaces", errno.EINVAL, errno.EPERM)
 def a_descriptor_of_no_namespace(room: Room) -> list[Step]:
     return [join_namespaces(room.open("/dev/null"))]
@@ -784,6 +877,20 @@ def a_uid_inside(_: Room) -> list[Step]:
 @fails("map_uid", errno.EPERM)
 def a_uid_map_without_a_namespace(_: Room) -> list[Step]:
     return [map_uid(0)]
+
+
+@succeeds(
+    "nest_user_namespace", ("cat", "/proc/self/uid_map"), lambda text: text.split() == ["0", "0", "1"],
+    ("user",),
+)  # fmt: skip
+def a_nested_user_namespace(_: Room) -> list[Step]:
+    own = [new_namespaces("user"), map_uid(0), map_gid(0)]
+    return [*own, nest_user_namespace((0, 0))]
+
+
+@fails("nest_user_namespace", errno.EPERM)
+def a_nested_namespace_maps_only_our_own_id(_: Room) -> list[Step]:
+    return [nest_user_namespace((12345, 12345))]
 
 
 @succeeds("map_gid", ("id", "-g"), says("43"), ("user",))

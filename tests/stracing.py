@@ -160,7 +160,14 @@ def write_all(fd: int, data: bytes) -> None:
 
 
 #: A success and a failure, after which a process has imported and mapped what a spawn takes.
-WARM = ("own_table-the_table_is_the_childs_own", "write_file-a_file_to_write_that_is_not_there")
+WARM = (
+    "own_table-the_table_is_the_childs_own",
+    "write_file-a_file_to_write_that_is_not_there",
+    "disable_huge_pages-huge_pages_are_off",
+)
+#: What the first stage calls by itself, before its records, and around a clone among these.
+OF_STAGE = ("prctl", "lseek", "mmap", "close")
+AROUND_CLONE = "rt_sigaction"
 
 
 def warm_worker(path: Path, see: Path, begin: Callable[..., object], *arguments: object) -> Worker:
@@ -263,6 +270,16 @@ def argument(text: str) -> Any:
         return number(text)
     except ValueError:
         return text
+
+
+def followed(calls: dict[int, list[Seen]], pid: int) -> list[Seen]:
+    """The calls of a child, from a clone of its own on those of the process that it makes."""
+    seen = calls[pid]
+    for number, one in enumerate(seen):
+        if one.name == "clone" and (one.result or 0) > 0:
+            pids = [*calls]
+            return seen[: number + 1] + calls[pids[pids.index(pid) + 1]]
+    return seen
 
 
 # ---- the worker's side ----

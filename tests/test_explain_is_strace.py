@@ -19,11 +19,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from step_cases import CASES, WITHOUT_CASES, Case, Room, missing, missing_of
 from stracing import (
+    AROUND_CLONE,
+    OF_STAGE,
     Outcome,
     Seen,
     Worker,
     begin,
     finish,
+    followed,
     of_case,
     prepare,
     spawn_ready,
@@ -35,7 +38,7 @@ from clonekit.linux.abi import lib
 from clonekit.steps.step import KINDS
 
 Row = dict[str, Any]
-GUARDED = re.compile("PR_SET_DUMPABLE|setns")
+GUARDED = re.compile("PR_SET_DUMPABLE|setns|load_first_stage")
 SENT = re.compile(r"cmsg_data=\[([^\]]+)\]")
 LOADED = re.compile(r"(\$\S+) = scratch\+")
 #: How a child that asks tells its parent, and waits.
@@ -43,7 +46,7 @@ WAITING = ("futex", "sched_yield")
 #: strace leaves the mode out where the flags make no file, and the number where it is no device.
 SHORTENED = ("mknodat", "openat")
 #: What the spawning process finds out at each spawn: a number above all that it keeps, its pidfd.
-DRIVERS_OWN = ("$.above", "$.parent")
+DRIVERS_OWN = ("$.above", "$.parent", "$.plan", "$.alive", "$.stage")
 #: It shows the address of a name that is too long.
 HOST_NAMES = ("sethostname", "setdomainname")
 LONGEST_HOST_NAME = 64
@@ -71,7 +74,7 @@ def refuse(row: Row, call: Seen, why: str) -> NoReturn:
 def compared(run: Run) -> int:
     """How many rows were run; raises `DifferenceError`."""
     registers = {f"${name}": value for name, value in run.slots.items()}
-    calls = [*run.calls, Seen("nothing more", [], None)]
+    calls = [*without_own(run.calls), Seen("nothing more", [], None)]
     at = 0
     # A tracer without privilege sees no strings of a memory that is untraceable.
     unreadable = os.geteuid() != 0 and any(row.get("syscall") == "setns" for row in run.rows)
@@ -93,7 +96,7 @@ def compared(run: Run) -> int:
             ends = list(call.arguments[0])
         if call.name == "recvmsg" and (sent := SENT.search(str(call.arguments[1]))):
             ends = [int(fd, 0) for fd in sent[1].split(", ")]
-        if row["syscall"] == "prctl" and row["args"][:2] == [lib.PR_SET_DUMPABLE, 0]:
+        if untraceable(row):
             unreadable = os.geteuid() != 0
         if "candidate" in row and call.result == 0:
             assert run.outcome.error is None, run.outcome
@@ -121,9 +124,33 @@ def waiting(calls: list[Seen]) -> int:
     return sum(1 for _ in itertools.takewhile(lambda call: call.name in WAITING, calls))
 
 
+def untraceable(row: Row) -> bool:
+    """Whether from here on a tracer without privilege sees no strings."""
+    loads = row["step"] == "load_first_stage()" and row["syscall"] == "execveat"
+    return loads or (row["syscall"], row["args"][:2]) == ("prctl", [lib.PR_SET_DUMPABLE, 0])
+
+
+def without_own(calls: list[Seen]) -> Iterator[Seen]:
+    """The calls of a child but those that the first stage makes by itself."""
+    number = 0
+    while number < len(calls):
+        call = calls[number]
+        yield call
+        number += 1
+        following = [each.name for each in calls[number:]]
+        if call.name == "execveat" and following[: len(OF_STAGE)] == [*OF_STAGE]:
+            number += len(OF_STAGE)
+        if following[1:2] == ["clone"]:
+            assert following[0] == AROUND_CLONE
+            yield calls[number + 1]
+            assert following[2] == AROUND_CLONE
+            number += 3
+
+
 def load(row: Row, registers: dict[str, int], ends: list[int]) -> None:
     """A register that is loaded from scratch has what the last pipe2 or recvmsg put there."""
-    if loaded := LOADED.match(row["text"]):
+    loaded = LOADED.match(row["text"])
+    if loaded and row["step"] != "load_first_stage()":  # there it is bytes of a number
         if not ends:
             message = f"{row['text']}: no call has made it"
             raise DifferenceError(message)
@@ -204,8 +231,8 @@ def watch(worker: Worker, prepared: list[tuple[list[Row], dict[str, int]]]) -> l
         if outcome.error and outcome.error["phase"] == "clone":
             continue
         pid = next(children)
-        assert outcome.pid in {0, pid}
-        runs.append(Run(rows, calls[pid], outcome, slots))
+        assert outcome.pid in {0, *[made for made in calls if made >= pid]}
+        runs.append(Run(rows, followed(calls, pid), outcome, slots))
     return runs
 
 

@@ -113,6 +113,9 @@ def calls(rows: list[Row]) -> Iterator[tuple[int, str, int]]:
         if name := row.get("syscall"):
             counts[name] = counts.get(name, 0) + 1
             yield number, name, counts[name]
+        if row["step"] == "load_first_stage()" and name == "execveat":
+            for own in stracing.OF_STAGE:
+                counts[own] = counts.get(own, 0) + 1
 
 
 # ---- the snapshot ----

@@ -17,7 +17,6 @@ from clonekit.steps import (
     change_directory,
     execute,
     install_seccomp_filter,
-    join_namespaces,
     listen_socket,
     open_file,
     open_socket,
@@ -166,15 +165,6 @@ def test_a_program_of_a_descriptor_that_closed_since_is_refused() -> None:
 def test_what_cannot_be_is_refused_before_any_clone(steps: list[object], told: str) -> None:
     with pytest.raises(DeclarationError, match=told):
         Program(steps)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("name", ["pid", "time"])
-def test_what_a_child_cannot_join_is_refused_with_the_reason(name: str, room: Room) -> None:
-    fd = room.open(f"/proc/self/ns/{name}")
-    with pytest.raises(DeclarationError, match="Spawn from a process inside it"):
-        Program([join_namespaces(fd), execute(["true"])])
-    with pytest.raises(DeclarationError, match="Spawn from a process inside it"):
-        Program([join_namespaces(os.pidfd_open(os.getpid()), [name]), execute(["true"])])
 
 
 def test_an_unknown_field_is_refused_with_what_was_meant() -> None:

@@ -25,6 +25,7 @@ from step_cases import (
     line,
     output,
     refusing,
+    unforeseen,
 )
 
 from clonekit import DeclarationError, Program, Spec, spawn
@@ -133,7 +134,7 @@ def test_the_parent_is_dumpable_again_where_the_clone_fails() -> None:
 
 @pytest.mark.usefixtures("no_hang")
 def test_the_parent_is_dumpable_again_where_the_exec_is_killed() -> None:
-    filtered = killing("execve")
+    filtered = unforeseen(killing("execve"))
     for fields in ({}, {"setsid": True}):
         with spawn(
             ["true"], capabilities={"permitted": []}, no_new_privs=True, seccomp=filtered, **fields

@@ -19,6 +19,8 @@ from step_cases import (
 )
 from ways import NUMBERS, RUNS, Run
 
+from clonekit.steps.step import KINDS
+
 SUCCEEDING = [case for case in CASES if not case.fails]
 #: Steps whose effect is the exec's, with the reason.
 NOT_AFTER_EXEC = {
@@ -32,7 +34,13 @@ NOT_AFTER_EXEC = {
     "set_gid": "exec copies the effective to the saved one",
     "nothing_mounted": "a program must be found",
     "furnish_network": "a program that is held asks nobody",
+    "run_init": "a program that is loaded is not forked",
+    "the_pid_namespace_of_another": "a program that is loaded is not forked",
 }
+
+
+#: Joins that a process cannot make while it shares its memory.
+FROM_FIRST_STAGE = {"the_pid_namespace_of_another"}
 
 
 def outcome(run: Run, case: Case, room: Room) -> tuple[str, int | None, dict[str, bytes]]:
@@ -69,7 +77,8 @@ def comparable(text: str, argv: tuple[str, ...]) -> object:
 def ways_of(case: Case) -> dict[str, Run]:
     """The ways in which this case can be said."""
     ways = dict(RUNS)
-    if case.step == "set_oom_score_adj":
+    of_own_memory = case.step != "join_namespaces" and KINDS[case.step].apart
+    if of_own_memory or case.step == "set_oom_score_adj" or case.name in FROM_FIRST_STAGE:
         del ways["one by one"]
     if case.step in NOT_AFTER_EXEC or case.name in NOT_AFTER_EXEC:
         del ways["after exec"]

@@ -43,6 +43,7 @@ from clonekit.steps.memory import (
     disable_huge_pages,
     load_first_stage,
     merge_pages,
+    open_coredump_filter,
     run_init,
     set_coredump_filter,
 )
@@ -149,6 +150,7 @@ __all__ = [
     "new_root",
     "new_session",
     "new_time_namespace",
+    "open_coredump_filter",
     "open_file",
     "open_memory",
     "open_pipe",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import lib
-from clonekit.records import EXEC, Call, Fd, Move, OwnMemory, Scratch, Slot, Vector
-from clonekit.steps.opening import write_file
-from clonekit.steps.step import Option, step
+from clonekit.records import EXEC, Call, Data, Fd, Move, OwnMemory, Scratch, Slot, Vector
+from clonekit.steps.step import NO_OPTION, Option, step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 #: Descriptors of the first stage: its records, what tells its parent of its end, and itself.
 PLAN, ALIVE, STAGE = Slot(".plan"), Slot(".alive"), Slot(".stage")
+#: The opened coredump_filter.
+FILTER = Slot("coredump_filter")
 #: The kinds of mapping that a core dump may hold, by their bits: core(5).
 MAPPINGS = (
     "anonymous-private", "anonymous-shared", "file-private", "file-shared", "elf-headers",
@@ -26,7 +29,8 @@ def load_first_stage() -> Records:
     """Go on in a memory of our own: execveat of a tiny static program, which runs what follows.
 
     It is a sealed memfd, so that it is there in any root and nobody can change it. Added where a
-    step needs it; you need not name it.
+    step needs it; you need not name it. As any exec it takes the capabilities that are not ambient
+    from a child that is not root.
 
     Raises: EACCES where the sysctl vm.memfd_noexec is 2. Since: Linux 3.19. See: execveat(2).
     """
@@ -72,7 +76,7 @@ def merge_pages() -> Records:
     """Equal pages of the program and others are stored once: prctl(PR_SET_MEMORY_MERGE).
 
     Raises: EINVAL before Linux 6.4, or without KSM; EPERM without CAP_SYS_RESOURCE.
-    Since: Linux 6.4. See: PR_SET_MEMORY_MERGE(2const).
+    Since: Linux 6.7 for exec, which takes it away before. See: PR_SET_MEMORY_MERGE(2const).
     """
     yield OwnMemory()
     yield Call("prctl", lib.PR_SET_MEMORY_MERGE, 1, 0, 0, 0)
@@ -83,13 +87,25 @@ def mappings(text: str) -> int | list[str]:
     return int(text, 0) if text[:1].isdigit() else text.split(",")
 
 
+@step(phase="adjust", field="coredump_filter", each=lambda _: [()], option=NO_OPTION)
+def open_coredump_filter() -> Records:
+    """Open /proc/self/coredump_filter, which is root's when ids have changed; for the next step.
+
+    Raises: ENOENT without /proc; EACCES for a child that is not root and joins a user namespace.
+    See: core(5).
+    """
+    path = Data(b"/proc/self/coredump_filter\0")  # to open it is no harm yet
+    flags = os.O_WRONLY | os.O_CLOEXEC
+    yield Call("openat", lib.AT_FDCWD, path, flags, 0, to=FILTER)
+
+
 @step(phase="memory", field="coredump_filter", apart=True, option=Option("KINDS", mappings))
 def set_coredump_filter(kinds: int | list[str] | str) -> Records:
     """Which kinds of mapping a core dump holds, by number or names: /proc/self/coredump_filter.
 
-    It takes a /proc in the child's root.
+    The file is what `open_coredump_filter()` has opened, which comes first.
 
-    Raises: ENOENT without it. See: core(5).
+    See: core(5).
     """
     yield OwnMemory()
     if not isinstance(kinds, int):
@@ -104,9 +120,9 @@ def set_coredump_filter(kinds: int | list[str] | str) -> Records:
         raise DeclarationError(msg)
     else:
         value = kinds
-    yield Call("prctl", lib.PR_SET_DUMPABLE, 1, 0, 0, 0)
-    yield from write_file("/proc/self/coredump_filter", f"{value:#x}".encode()).records()
-    yield Call("prctl", lib.PR_SET_DUMPABLE, 0, 0, 0, 0)
+    text = f"{value:#x}".encode()
+    yield Call("write", Fd(FILTER), text, len(text), expect=len(text))
+    yield Call("close", Fd(FILTER))
 
 
 @step(phase="init", field="init", apart=True)

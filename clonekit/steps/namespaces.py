@@ -6,7 +6,7 @@ import fcntl
 import os
 
 from clonekit.errors import DeclarationError
-from clonekit.linux.abi import lib, refuse_nul
+from clonekit.linux.abi import ffi, lib, refuse_nul
 from clonekit.records import Call, Clone, Fd, OwnMemory, Slot
 from clonekit.steps.opening import write_file
 from clonekit.steps.step import Option, step
@@ -34,6 +34,8 @@ OCI_NAMES = {"mount": "mnt", "network": "net"}
 CLOCKS = ("monotonic", "boottime")
 #: Those that a process which shares its memory cannot join, or not for itself.
 OF_OWN_MEMORY = lib.CLONE_NEWPID | lib.CLONE_NEWTIME
+#: Where the first stage tells its parent of the child that takes its place.
+SUCCESSOR_AT = lib.CK_PLAN_AT + ffi.offsetof("struct ck_frame", "answer")
 
 
 def namespace(name: str) -> int:
@@ -166,9 +168,10 @@ def join_namespaces(fd: object, names: Iterable[str] | str = ()) -> Records:
 
     A user namespace first, if its rights are needed for the others. A time namespace, and a PID
     namespace, are joined from the first stage; into the latter it goes by a child of its own, which
-    takes its place.
+    takes its place. Of a Slot for one of these two, give the name.
 
-    Raises: EPERM, EINVAL. Since: pidfd Linux 5.8. See: setns(2).
+    Raises: EPERM, EINVAL; ENOMEM for a PID namespace whose init has ended.
+    Since: pidfd Linux 5.8. See: setns(2).
     """
     flags = 0
     for name in [names] if isinstance(names, str) else names:
@@ -179,7 +182,8 @@ def join_namespaces(fd: object, names: Iterable[str] | str = ()) -> Records:
         yield OwnMemory()
     yield Call("setns", fd, kind)
     if kind & lib.CLONE_NEWPID:
-        yield Call("clone", lib.CLONE_PARENT | lib.SIGCHLD, 0, 0, 0, 0, to=Slot())
+        flags = lib.CLONE_PARENT | lib.CLONE_PARENT_SETTID | lib.SIGCHLD
+        yield Call("clone", flags, 0, SUCCESSOR_AT, 0, 0, to=Slot())  # S6 of cdefs/stage.c
 
 
 @step(phase="namespaces", field="hostname", lasting=True, option=Option("NAME"))
