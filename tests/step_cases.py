@@ -880,8 +880,8 @@ def a_uid_map_without_a_namespace(_: Room) -> list[Step]:
 
 
 @succeeds(
-    "nest_user_namespace", ("cat", "/proc/self/uid_map"), lambda text: text.split() == ["0", "0", "1"],
-    ("user",),
+    "nest_user_namespace", ("cat", "/proc/self/uid_map"),
+    lambda text: text.split() == ["0", "0", "1"], ("user",),
 )  # fmt: skip
 def a_nested_user_namespace(_: Room) -> list[Step]:
     own = [new_namespaces("user"), map_uid(0), map_gid(0)]
