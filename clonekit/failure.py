@@ -51,7 +51,10 @@ OF_MOUNTS = {
     ("open_tree", errno.EINVAL): (
         "it has mounts below it that are locked in this user namespace: bind it recursively"
     ),
-    ("openat2", errno.EAGAIN): "somebody renames or mounts things there; try again",
+    (
+        "openat2",
+        errno.EAGAIN,
+    ): "there is a .. on the way, and something was renamed or mounted; try again",
     (
         "openat2",
         errno.EIO,
