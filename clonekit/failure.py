@@ -51,20 +51,11 @@ OF_MOUNTS = {
     ("open_tree", errno.EINVAL): (
         "it has mounts below it that are locked in this user namespace: bind it recursively"
     ),
-    (
-        "openat2",
-        errno.EAGAIN,
-    ): "there is a .. on the way, and something was renamed or mounted; try again",
-    (
-        "openat2",
-        errno.EIO,
-    ): "it was not there when this was compiled: compile the declaration again",
+    ("openat2", errno.EAGAIN): "a .. is on the way, and something was renamed or mounted; retry",
+    ("openat2", errno.EIO): "it was not there when this was compiled; compile it again",
     ("openat2", errno.ELOOP): "a symlink of /proc is on the way, or too many others",
     ("openat2", errno.ENOENT): "a symlink there leads to nothing inside the root",
-    (
-        "pivot_root",
-        errno.EINVAL,
-    ): "no new root stands there, or the old one is the initial ramfs, which stays",
+    ("pivot_root", errno.EINVAL): "no new root stands there, or the old one is the initial ramfs",
 }
 REVEALING = (
     "in a user namespace, proc needs a PID namespace of its own, sysfs a network namespace, mqueue "
