@@ -16,6 +16,72 @@ if TYPE_CHECKING:
 
     from clonekit.compiled import Compiled
 
+<<<<<<< HEAD
+=======
+#: The first kernel that has a call, for the ENOSYS of an older one.
+FIRST_KERNEL = {
+    "clone3": "5.3",
+    "close_range": "5.9",
+    "fsopen": "5.2",
+    "landlock_restrict_self": "5.13",
+    "mount_setattr": "5.12",
+    "move_mount": "5.2",
+    "open_tree": "5.2",
+    "openat2": "5.6",
+    "pidfd_getfd": "5.6",
+    "pidfd_open": "5.3",
+    "seccomp": "3.17",
+}
+#: The first kernel that has a clone flag, for the EINVAL of an older one.
+FIRST_KERNEL_OF_FLAG = (
+    (lib.CLONE_AUTOREAP, "CLONE_AUTOREAP", "7.1"),
+    (lib.CLONE_NNP, "CLONE_NNP", "7.1"),
+    (lib.CLONE_PIDFD_AUTOKILL, "CLONE_PIDFD_AUTOKILL", "7.1"),
+    (lib.CLONE_EMPTY_MNTNS, "CLONE_EMPTY_MNTNS", "7.1"),
+)
+#: What a clone's other errnos mostly mean.
+SHORTAGES = {
+    errno.EAGAIN: "RLIMIT_NPROC or the pids limit of the cgroup is reached",
+    errno.ENOMEM: "memory is short, or the PID namespace for our children has lost its init",
+}
+#: What an errno of a call that mounts mostly means.
+OF_MOUNTS = {
+    ("fsconfig", errno.EINVAL): "the file system does not know this option, or not this value",
+    ("fsopen", errno.ENODEV): "the kernel has no file system of this type",
+    ("mkdirat", errno.EROFS): "a mount point is missing where nothing can be made; make it before",
+    ("mknodat", errno.EROFS): "a mount point is missing where nothing can be made; make it before",
+    ("move_mount", errno.EINVAL): "a file is mounted on a file, and a directory on a directory",
+    ("open_tree", errno.EINVAL): (
+        "it has mounts below it that are locked in this user namespace: bind it recursively"
+    ),
+    ("openat2", errno.EAGAIN): "a .. is on the way, and something was renamed or mounted; retry",
+    ("openat2", errno.EIO): "it was not there when this was compiled; compile it again",
+    ("openat2", errno.ELOOP): "a symlink of /proc is on the way, or too many others",
+    ("openat2", errno.ENOENT): "a symlink there leads to nothing inside the root",
+    ("pivot_root", errno.EINVAL): "no new root stands there, or the old one is the initial ramfs",
+}
+REVEALING = (
+    "in a user namespace, proc needs a PID namespace of its own, sysfs a network namespace, mqueue "
+    "an IPC and cgroup2 a cgroup namespace; and the caller's own /proc and /sys are wholly visible"
+)
+#: What a call's EPERM (or EACCES) mostly means.
+CAPABILITY = {
+    "bind": "CAP_NET_BIND_SERVICE for a port below 1024",
+    "capset": "to hold each capability that it sets",
+    "chroot": "CAP_SYS_CHROOT",
+    "ioprio_set": "CAP_SYS_NICE or CAP_SYS_ADMIN",
+    "prlimit64": "CAP_SYS_RESOURCE to raise a hard limit",
+    "sched_setattr": "CAP_SYS_NICE or RLIMIT_RTPRIO",
+    "setdomainname": 'CAP_SYS_ADMIN in the UTS namespace; a new one is namespaces=["uts"]',
+    "setgroups": "CAP_SETGID; groups='keep' leaves them as they are",
+    "sethostname": 'CAP_SYS_ADMIN in the UTS namespace; a new one is namespaces=["uts"]',
+    "setns": "CAP_SYS_ADMIN in the namespace and in our own user namespace",
+    "setpriority": "CAP_SYS_NICE or RLIMIT_NICE",
+    "setresgid": "CAP_SETGID",
+    "setresuid": "CAP_SETUID",
+    "unshare": "CAP_SYS_ADMIN",
+}
+>>>>>>> h-mounts
 
 def failure(program: Compiled, outcome: Any, cause: OSError | None = None) -> Exception:
     """The error for an outcome that is not success; `cause` is what the parent has failed with."""

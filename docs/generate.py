@@ -7,12 +7,18 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+<<<<<<< HEAD
 from clonekit import Cgroup, ChildFd, Landlock, Nascent, Process, Suspended
+=======
+from clonekit import ChildFd, Nascent, Process, Suspended, mounts
+>>>>>>> h-mounts
 from clonekit.phases import PHASES
 from clonekit.spec import OTHER_FIELDS
 from clonekit.steps.step import KINDS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from clonekit.steps.step import Kind
 
 REFERENCE = Path(__file__).with_name("reference.md")
@@ -33,6 +39,15 @@ where they are needed. The fields
 HEADER = """\
 | step | field | option | effect | raises | since | see |
 |---|---|---|---|---|---|---|
+"""
+MOUNTS_OPENING = """
+## What is mounted
+
+The functions of `clonekit.mounts`: values of the fields `mounts` and, where the target is "/",
+`rootfs`. `help(...)` of each says more.
+
+| value | effect | raises | since | see |
+|---|---|---|---|---|
 """
 HANDLES_OPENING = """
 ## Handles
@@ -123,6 +138,28 @@ def method(owner: type, name: str) -> str:
     return f"| `{name}{parameters}` | {told.partition(chr(10))[0].removesuffix('.')} |\n"
 
 
+def value(function: Callable[..., object]) -> str:
+    """A function that makes a mount, in one line."""
+    told = parts(function.__doc__ or "")
+    known = inspect.signature(function)
+    plain = [
+        parameter.replace(annotation=inspect.Parameter.empty)
+        if not isinstance(parameter.default, int) or isinstance(parameter.default, bool)
+        else parameter.replace(annotation=inspect.Parameter.empty, default=Octal(parameter.default))
+        for parameter in known.parameters.values()
+    ]
+    call = f"{function.__name__}{inspect.Signature(plain)}"
+    cells = [f"`{call}`", told["Effect"], *(told.get(label, "") for label in LABELS)]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+
+
+def mounted() -> str:
+    """What can be mounted."""
+    functions = [getattr(mounts, name) for name in mounts.__all__]
+    rows = "".join(value(each) for each in functions if inspect.isfunction(each))
+    return f"{MOUNTS_OPENING}{rows}"
+
+
 def handles() -> str:
     """What can be done with a child."""
     text = HANDLES_OPENING
@@ -143,7 +180,10 @@ def pages() -> dict[Path, str]:
     """Each page that is made here, whole or in part."""
     before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
-    return {REFERENCE: reference() + handles(), README: before + BEGIN + order() + END + after}
+    return {
+        REFERENCE: reference() + mounted() + handles(),
+        README: before + BEGIN + order() + END + after,
+    }
 
 
 if __name__ == "__main__":

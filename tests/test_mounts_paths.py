@@ -83,7 +83,7 @@ def test_a_path_of_the_kernel_that_has_come_since_is_named(root: Path, apart: Fi
     (root / "proc/appeared").touch()
     with pytest.raises(SpawnError) as caught:
         shell("true", rootfs=root, masked_paths=["/proc/appeared"], **apart)
-    assert "compile the declaration again" in caught.value.hint
+    assert "compile it again" in caught.value.hint
 
 
 def test_what_a_symlink_leads_to_is_hidden(root: Path, apart: Fields) -> None:
