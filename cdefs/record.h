@@ -26,6 +26,7 @@ enum ck_flag {
     CK_RETRY = 2,               /* EINTR: make the call again */
     CK_TRY = 4,                 /* one of several candidates: a failure goes on to the next */
     CK_EXEC = 8,                /* success does not return: the program has begun */
+    CK_AGAIN = 16,              /* EAGAIN: make the call again, but not for ever */
 };
 
 enum { CK_NOWHERE = 0xffff, CK_TOLERATED = 8, CK_OPERANDS = 6 };

@@ -13,7 +13,7 @@ static inline void store(struct ck_frame *frame, unsigned long address, unsigned
 static inline void ask(struct ck_frame *frame, uint32_t record);
 static inline long answer(struct ck_frame *frame, long awake);
 
-enum { EINTR_ = 4, LAST_ERRNO = 4095 };
+enum { EINTR_ = 4, EAGAIN_ = 11, LAST_ERRNO = 4095, MOST_TRIES = 1024 };
 
 static inline long
 operand(const struct ck_frame *frame, const struct ck_record *record, unsigned n)
@@ -58,11 +58,14 @@ call(struct ck_frame *frame, const struct ck_record *record, long *result)
         operand(frame, record, 3), operand(frame, record, 4), operand(frame, record, 5),
     };
 
-    do {
+    for (unsigned tries = 1;; tries++) {
         if (make_call(frame, record, operands, result))
             return 1;
-    } while (*result == -EINTR_ && (record->flags & CK_RETRY));    /* H8 */
-    return 0;
+        if (*result == -EINTR_ && (record->flags & CK_RETRY))      /* H8 */
+            continue;
+        if (*result != -EAGAIN_ || !(record->flags & CK_AGAIN) || tries >= MOST_TRIES)
+            return 0;
+    }
 }
 
 /* Run the frame's records in order, from `first`. The answer is CK_DONE when all have succeeded,

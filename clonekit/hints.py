@@ -49,11 +49,11 @@ OF_MOUNTS = {
     ("open_tree", errno.EINVAL): (
         "it has mounts below it that are locked in this user namespace: bind it recursively"
     ),
-    ("openat2", errno.EAGAIN): "somebody renames or mounts things there; try again",
     (
         "openat2",
-        errno.EIO,
-    ): "it was not there when this was compiled: compile the declaration again",
+        errno.EAGAIN,
+    ): "a .. is on the way, and things are renamed or mounted; retry",
+    ("openat2", errno.EIO): "it was not there when this was compiled; compile it again",
     ("openat2", errno.ELOOP): "a symlink of /proc is on the way, or too many others",
     ("openat2", errno.ENOENT): "a symlink there leads to nothing inside the root",
     ("pivot_root", errno.EINVAL): "no new root is there, or the old one is the initial ramfs",

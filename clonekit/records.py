@@ -58,6 +58,7 @@ POINTERS = struct.Struct("<II")
 
 IMMEDIATE, IMAGE, SCRATCH, REGISTER = 0, 1, 2, 3
 EXACT, RETRY, TRY, EXEC = lib.CK_EXACT, lib.CK_RETRY, lib.CK_TRY, lib.CK_EXEC
+AGAIN = lib.CK_AGAIN
 CALL, MOVE, SET, WAIT = lib.CK_CALL, lib.CK_MOVE, lib.CK_SET, lib.CK_WAIT
 NOWHERE = lib.CK_NOWHERE
 MOST_REGISTERS = NOWHERE
@@ -252,7 +253,7 @@ class Call:
     """One system call, and what counts as its success.
 
     `to` takes the result; `expect` is the only result that is success; `tolerate` names errnos
-    that are no failure; `retry` makes the call again after EINTR.
+    that are no failure; `retry` makes the call again after EINTR, the flag AGAIN after EAGAIN.
     """
 
     __slots__ = ("expect", "flags", "name", "operands", "to", "tolerate")

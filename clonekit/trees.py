@@ -16,7 +16,7 @@ from itertools import takewhile
 
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import lib, refuse_nul
-from clonekit.records import Call, Data, Fd, Move, Scratch, Slot
+from clonekit.records import AGAIN, Call, Data, Fd, Move, Scratch, Slot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -174,11 +174,14 @@ def found(
     tolerate: tuple[int, ...] = (),
     expect: int | None = None,
 ) -> Call:
-    """A descriptor for what stands at this place in the root."""
+    """A descriptor for what stands at this place in the root.
+
+    The kernel does not follow a `..` while anything is renamed or mounted, anywhere: EAGAIN.
+    """
     how = Data(OPEN_HOW.pack(os.O_PATH | os.O_CLOEXEC | flags, 0, INSIDE))
     return Call(
         "openat2", Fd(ROOT), path + b"\0", how, OPEN_HOW.size, to=to, expect=expect,
-        tolerate=tolerate, retry=True,
+        tolerate=tolerate, retry=True, flags=AGAIN,
     )  # fmt: skip
 
 

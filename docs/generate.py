@@ -7,11 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-<<<<<<< HEAD
-from clonekit import Cgroup, ChildFd, Landlock, Nascent, Process, Suspended
-=======
-from clonekit import ChildFd, Nascent, Process, Suspended, mounts
->>>>>>> h-mounts
+from clonekit import Cgroup, ChildFd, Landlock, Nascent, Process, Suspended, mounts
 from clonekit.phases import PHASES
 from clonekit.spec import OTHER_FIELDS
 from clonekit.steps.step import KINDS
