@@ -7,7 +7,7 @@ import os
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import lib
 from clonekit.records import EXEC, Call, Data, Fd, Move, OwnMemory, Scratch, Slot, Vector
-from clonekit.steps.step import NO_OPTION, Option, step
+from clonekit.steps.step import Option, step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def mappings(text: str) -> int | list[str]:
     return int(text, 0) if text[:1].isdigit() else text.split(",")
 
 
-@step(phase="adjust", field="coredump_filter", each=lambda _: [()], option=NO_OPTION)
+@step(phase="adjust", field="coredump_filter", each=lambda _: [()])
 def open_coredump_filter() -> Records:
     """Open /proc/self/coredump_filter, which is root's when ids have changed; for the next step.
 
