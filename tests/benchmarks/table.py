@@ -1,6 +1,7 @@
-"""The README's tables, from one file that `pytest tests/benchmarks --benchmark-json=FILE` wrote.
+"""The README's tables, from files that `pytest tests/benchmarks --benchmark-json=FILE` wrote.
 
-`table.py FILE`: Markdown. Times are medians; a ratio is given by the medians and by the minima.
+`table.py FILE...`: Markdown. Times are medians; a ratio is given by the medians and by the minima.
+What is compared is in one file: a second one has what another user measured.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ BOTH = "2 GiB heap, 1,000 descriptors"
 LAST = "small heap, 1,000 descriptors, pipes opened last"
 LOOP = "small heap, few descriptors, in a loop"
 PRIVILEGED = "2 GiB heap, credentials, limits and a filter"
+AS_ROOT = "full sandbox, as root"
+UNPRIVILEGED = "full sandbox, unprivileged"
 
 COLUMNS = {
     SMALL: "small heap, few fds",
@@ -62,6 +65,22 @@ STARTS = {
     "suspended": "Program.spawn suspended, resume",
     "suspended_one_call": "... and one call between",
 }
+USERS = {
+    AS_ROOT: "as root",
+    f"{AS_ROOT}, in a loop": "... each in a loop",
+    UNPRIVILEGED: "unprivileged",
+    f"{UNPRIVILEGED}, in a loop": "... each in a loop",
+}
+RUNTIMES = {
+    "clone3": "our system calls alone (C)",
+    "clonekit_compiled": "clonekit.Program.spawn",
+    "clonekit_one_shot": "clonekit.spawn",
+    "bwrap_as_pid_1": "bwrap --unshare-all --as-pid-1",
+    "bwrap": "bwrap --unshare-all",
+    "crun_without_cgroup": "crun --cgroup-manager=disabled run",
+    "crun": "crun run",
+    "runc": "runc run",
+}
 OURS, ONE_SHOT, POPEN, FLOOR = "clonekit_compiled", "clonekit_one_shot", "subprocess", "clone3"
 
 
@@ -99,6 +118,16 @@ TARGETS = (
         (PRIVILEGED, "subprocess_privileged"),
         1 / 300,
     ),
+    Target("full sandbox, of the same calls in C", (AS_ROOT, OURS), (AS_ROOT, FLOOR), 1.25),
+    Target("... of bwrap", (AS_ROOT, OURS), (AS_ROOT, "bwrap"), 1 / 4),
+    Target("... of crun", (AS_ROOT, OURS), (AS_ROOT, "crun"), 1 / 9),
+    Target("... of runc", (AS_ROOT, OURS), (AS_ROOT, "runc"), 1 / 20),
+    Target(
+        "unprivileged: of the same calls in C", (UNPRIVILEGED, OURS), (UNPRIVILEGED, FLOOR), 1.25
+    ),
+    Target("... of bwrap", (UNPRIVILEGED, OURS), (UNPRIVILEGED, "bwrap"), 1 / 3),
+    Target("... of crun", (UNPRIVILEGED, OURS), (UNPRIVILEGED, "crun"), 1 / 7),
+    Target("... of runc", (UNPRIVILEGED, OURS), (UNPRIVILEGED, "runc"), 1 / 15),
     Target("import, of import subprocess", ("import", "clonekit"), ("import", POPEN), 2.0),
 )
 
@@ -169,8 +198,9 @@ def target_table(times: Times) -> Iterator[str]:
 
 def main() -> None:
     """Print them."""
-    report = json.loads(Path(sys.argv[1]).read_text())
-    times = times_of(report)
+    reports = [json.loads(Path(name).read_text()) for name in sys.argv[1:]]
+    times = {key: time for each in reports for key, time in times_of(each).items()}
+    report = reports[0]
     machine = report["machine_info"]
     print(
         f"{report['datetime'][:10]}, {machine['cpu'].get('brand_raw', machine['machine'])}, "
@@ -181,6 +211,7 @@ def main() -> None:
         target_table(times),
         time_table(times, PLACES, TRIPS, "pipe"),
         time_table(times, PLACES, STARTS, "plain"),
+        time_table(times, USERS, RUNTIMES, OURS),
     )
     print("\n\n".join(filter(None, map("\n".join, tables))))
 
