@@ -85,8 +85,8 @@ def run(
         os.close(opened.pop())
         judge(program, process, plan, ended=follow(program, process, reader, plan, until))
     except BaseException:
-        if process is not None:
-            end(process, plan)
+        if opened:
+            end(process, opened[0])
         undo_all(undo)
         raise
     else:
@@ -150,12 +150,17 @@ def judge(program: Program, process: Process, plan: int, *, ended: bool) -> None
     outcome.record, outcome.result = min(record, len(rest) - 1), result
     if not ended:
         raise late(rest, outcome, program.setup.deadline)  # type: ignore[arg-type]
-    other = successor(plan)
+    begun = state and how != lib.CK_FAILED and rest.is_exec(outcome.record)
+    pid = place_taken(plan)
+    other = successor(pid) if pid else None
     if other is not None:
         with contextlib.suppress(ChildProcessError):
             process.wait()
         process.become(other)
-    if state and how != lib.CK_FAILED and rest.is_exec(outcome.record):
+    elif pid and begun:
+        msg = "the program has begun, and has ended; as SIGCHLD is ignored, how is not known"
+        raise ChildProcessError(errno.ECHILD, msg)
+    if begun:
         return
     outcome.stage = lib.CK_RECORD_FAILED if how == lib.CK_FAILED else lib.CK_KILLED
     by_signal = 0
@@ -167,15 +172,17 @@ def judge(program: Program, process: Process, plan: int, *, ended: bool) -> None
     raise failure(rest, outcome)
 
 
-def successor(plan: int) -> Process | None:
-    """The child that has taken the place of the first, if there is one.
+def place_taken(plan: int) -> int:
+    """The pid of the child that has taken the place of the first, or 0."""
+    return max(0, int.from_bytes(os.pread(plan, 4, ANSWER_AT), "little", signed=True))
 
-    Only a child of ours is believed to be that (S2).
-    """
-    pid = int.from_bytes(os.pread(plan, 4, ANSWER_AT), "little", signed=True)
-    if pid <= 0:
+
+def successor(pid: int) -> Process | None:
+    """That child, if it is there. Only a child of ours is believed to be it (S2)."""
+    try:
+        other = Process.from_pid(pid)
+    except ProcessLookupError:
         return None
-    other = Process.from_pid(pid)
     ended = ffi.new("struct ck_exit *")
     options = os.WEXITED | os.WNOHANG | os.WNOWAIT
     if lib.ck_wait(other.fileno(), options, ended) != -errno.ECHILD:
@@ -184,10 +191,11 @@ def successor(plan: int) -> Process | None:
     return None
 
 
-def end(process: Process, plan: int) -> None:
-    """End the child, and the one that has taken its place."""
-    process.__exit__(None, None, None)
-    with contextlib.suppress(ProcessLookupError):
-        other = successor(plan)
-        if other is not None:
-            other.__exit__(None, None, None)
+def end(process: Process | None, plan: int) -> None:
+    """End the child, if that is not done yet, and the one that has taken its place."""
+    if process is not None:
+        process.__exit__(None, None, None)
+    pid = place_taken(plan)
+    other = successor(pid) if pid else None
+    if other is not None and (process is None or pid != process.pid):
+        other.__exit__(None, None, None)
