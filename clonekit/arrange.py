@@ -144,8 +144,11 @@ class Arranged:
         for number, records in enumerate(self.lists):
             on_ours = self.stage < 0 or number < self.stage
             for at, record in enumerate(records):
-                if on_ours and type(record) is Call and record.name in GUARDED_CALLS:
-                    credentials.append((number, at))
+                if type(record) is Call and record.name in GUARDED_CALLS:
+                    if on_ours:
+                        credentials.append((number, at))
+                    elif record.name not in JOINS:
+                        refuse_debug_dumps()
                 self._note(record, number)
         return credentials
 
