@@ -161,7 +161,7 @@ class Arranged:
                 self._note_clone(record)
                 continue
             if type(record) is OwnMemory:
-                refuse_apart(step, self.manner, begun=record.begun)
+                refuse_apart(step, self.manner)
                 continue
             if type(record) is Ask:
                 refuse_ask(step, self.manner, in_stage=in_stage)

@@ -13,9 +13,10 @@ from clonekit.linux.abi import ffi, lib
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from clonekit.arrange import Arranged
+    from clonekit.records import Slot
     from clonekit.steps.step import Step
 
 #: Offsets in struct ck_frame, which is all that its parent reads again.
@@ -58,12 +59,15 @@ class Rest(Compiled):
         )  # fmt: skip
         self._mask_at = scratch_at + self.struct.mask_at
 
-    def plan(self) -> bytes:
-        """The file's content for one spawn, with the signal mask of the thread that spawns."""
+    def plan(self, given: Mapping[Slot, int]) -> bytes:
+        """The file's content for one spawn, with these inputs and the mask of this thread."""
         mask = sum(1 << number - 1 for number in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
         plan = self._image[:]
         if self.struct.mask_at >= 0:
             struct.pack_into("<Q", plan, self._mask_at, mask)
+        for number, slot in enumerate(self.setup.inputs):
+            if slot in given:
+                struct.pack_into("<q", plan, REGISTERS_AT + 8 * number, given[slot])
         return bytes(plan)
 
 

@@ -74,10 +74,11 @@ def run(
         opened.append(plan)
         reader, writer = os.pipe2(os.O_CLOEXEC)
         opened += reader, writer
-        os.write(plan, program.rest.plan())
         values = program.values(
             slots, {PLAN.name: plan, ALIVE.name: writer, STAGE.name: first_stage()}
         )
+        given = dict(zip(program.setup.inputs, values, strict=True))
+        os.write(plan, program.rest.plan(given))
         if program.setup.manner.holds:
             process, times = run_vforked(program, values, trace)
         else:

@@ -7,7 +7,7 @@ import os
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import lib
 from clonekit.records import EXEC, Call, Data, Fd, Move, OwnMemory, Scratch, Slot, Vector
-from clonekit.steps.step import NO_OPTION, Option, step
+from clonekit.steps.step import Option, step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,17 +50,16 @@ def load_first_stage() -> Records:
 
 
 @step(phase="memory", field="mdwe", apart=True)
-def deny_write_execute(*, inherit: bool = True) -> Records:
+def deny_write_execute() -> Records:
     """Memory that was ever writable is never executable: prctl(PR_SET_MDWE).
 
-    With `inherit=False` its children do not have it (Linux 6.6), nor has what it execs: only a
-    suspended process can be given that.
+    Its children have it, too. An exec takes away what they do not have (PR_MDWE_NO_INHERIT): that
+    is for `set_attribute("MDWE", 3)` in a suspended process.
 
     Raises: EINVAL before Linux 6.3. Since: Linux 6.3. See: PR_SET_MDWE(2const).
     """
-    yield OwnMemory(begun=not inherit)
-    flags = lib.PR_MDWE_REFUSE_EXEC_GAIN | (0 if inherit else lib.PR_MDWE_NO_INHERIT)
-    yield Call("prctl", lib.PR_SET_MDWE, flags, 0, 0, 0)
+    yield OwnMemory()
+    yield Call("prctl", lib.PR_SET_MDWE, lib.PR_MDWE_REFUSE_EXEC_GAIN, 0, 0, 0)
 
 
 @step(phase="memory", field="no_thp", apart=True)
@@ -89,7 +88,7 @@ def mappings(text: str) -> int | list[str]:
     return int(text, 0) if text[:1].isdigit() else text.split(",")
 
 
-@step(phase="adjust", field="coredump_filter", each=lambda _: [()], option=NO_OPTION)
+@step(phase="adjust", field="coredump_filter", each=lambda _: [()])
 def open_coredump_filter() -> Records:
     """Open /proc/self/coredump_filter, which is root's when ids have changed; for the next step.
 
