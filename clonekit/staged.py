@@ -17,6 +17,7 @@ from clonekit.linux.execution import SealedProgram
 from clonekit.process import Process
 from clonekit.stage import ANSWER_AT, REPORT, REPORT_AT
 from clonekit.steps.memory import ALIVE, PLAN, STAGE
+from clonekit.untraceable import is_privileged
 from clonekit.vforked import run as run_vforked
 
 TYPE_CHECKING = False
@@ -29,25 +30,28 @@ if TYPE_CHECKING:
 SLICE = 50  # ms after which Python looks for signals
 SOON = 1  # ms after which we look again when something has been told
 ABOVE_STDIO = 3
-NOT_READABLE = 0o111  # by which the kernel keeps those who run it from being traced: S1
+#: The mode of the first stage's file. The kernel keeps who runs a file that he may not read from
+#: being traced, S1 of cdefs/stage.c; but us too, where we have no privilege and it is in a user
+#: namespace of ours.
+READABLE, NOT_READABLE = 0o555, 0o111
 BY_SIGNAL = 128
-_stage: list[tuple[int, tuple[int, int]]] = []
+_stages: dict[int, tuple[int, tuple[int, int]]] = {}
 
 
 def first_stage() -> int:
     """A descriptor of the first stage, as a sealed file; made when it is first needed."""
-    if _stage:
-        fd, identity = _stage[0]
+    mode = NOT_READABLE if is_privileged() else READABLE
+    if mode in _stages:
+        fd, identity = _stages[mode]
         with contextlib.suppress(OSError):
             if identity_of(fd) == identity:
-                return fd
-        _stage.clear()  # somebody has closed it, and the number is theirs now
+                return fd  # else somebody has closed it, and the number is theirs now
     size = ffi.new("uint64_t *")
     image = lib.ck_stage_image(size)
     with SealedProgram(ffi.buffer(image, size[0])[:], "clonekit") as program:
-        os.fchmod(program.fileno(), NOT_READABLE)
+        os.fchmod(program.fileno(), mode)
         fd = fcntl.fcntl(program.fileno(), fcntl.F_DUPFD_CLOEXEC, ABOVE_STDIO)
-    _stage.append((fd, identity_of(fd)))
+    _stages[mode] = fd, identity_of(fd)
     return fd
 
 
