@@ -12,7 +12,7 @@ import time
 from clonekit.driven import run as run_driven
 from clonekit.driven import undo_all
 from clonekit.failure import failure, late
-from clonekit.linux.abi import ffi, lib
+from clonekit.linux.abi import LAST_ERRNO, ffi, lib
 from clonekit.linux.execution import SealedProgram
 from clonekit.process import Process
 from clonekit.stage import ANSWER_AT, REPORT, REPORT_AT
@@ -64,7 +64,7 @@ def identity_of(fd: int) -> tuple[int, int]:
 def run(
     program: Program, slots: dict[str, object], trace: list[object] | None
 ) -> tuple[Process, Trace | None]:
-    """Spawn a program that has a second part; a trace is that of the first.
+    """Spawn a program that has a second part; trace both if `trace` is a list.
 
     Raises: SpawnError naming the step that failed, of either part.
     """
@@ -82,13 +82,15 @@ def run(
             slots, {PLAN.name: plan, ALIVE.name: writer, STAGE.name: first_stage()}
         )
         given = dict(zip(program.setup.inputs, values, strict=True))
-        os.write(plan, program.rest.plan(given))
+        os.write(plan, program.rest.plan(given, traced=trace is not None))
         if program.setup.manner.holds:
             process, times = run_vforked(program, values, trace)
         else:
             process, times = run_driven(program, values, trace, undo)
         os.close(opened.pop())
         judge(program, process, plan, ended=follow(program, process, reader, plan, until))
+        if times is not None:
+            times.add(program.rest.stamps(plan), lib.ck_read_cycles(ffi.new("uint64_t *")))
     except BaseException:
         if opened:
             end(process, opened[0])
@@ -152,7 +154,8 @@ def judge(program: Program, process: Process, plan: int, *, ended: bool) -> None
     rest = program.rest
     state, how, record, result = report(plan)
     outcome = ffi.new("struct ck_outcome *")
-    outcome.record, outcome.result = min(record, len(rest) - 1), result
+    outcome.record = min(record, len(rest) - 1)
+    outcome.result = result if result >= -LAST_ERRNO else -errno.EIO
     if not ended:
         raise late(rest, outcome, program.setup.deadline)  # type: ignore[arg-type]
     begun = state and how != lib.CK_FAILED and rest.is_exec(outcome.record)

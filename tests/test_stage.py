@@ -14,6 +14,7 @@ from parent_snapshot import unchanged
 from step_cases import missing
 
 from clonekit import DeclarationError, Fd, Program, Slot, SpawnError, nascent, spawn
+from clonekit.explain import rows
 from clonekit.linux.landlock import Ruleset
 from clonekit.records import Ask
 from clonekit.steps import (
@@ -21,6 +22,7 @@ from clonekit.steps import (
     deny_write_execute,
     disable_huge_pages,
     execute,
+    new_namespaces,
     open_file,
     open_pipe,
     place_descriptors,
@@ -141,6 +143,22 @@ def test_low_limits_of_the_program_are_no_hindrance(limits: dict[str, int], buil
         null = stack.enter_context(open("/dev/null", "w"))
         process = spawn([built / "see"], fds={1: null}, rlimits=limits, **fields)
         assert stack.enter_context(process).wait().status == 0
+
+
+def test_a_trace_is_that_of_both_parts() -> None:
+    clone = new_namespaces(["pid"] if os.geteuid() == 0 else ["user", "pid"])
+    init = [clone, run_init()] if not missing("pid") else []
+    for deadline in (None, 60):
+        compiled = program(*init, set_umask(0), deadline=deadline)
+        process, times = compiled.trace()
+        with process:
+            assert process.wait().status == 0
+        shown = [row.get("syscall") for row in rows(compiled)][: len(times.records)]
+        assert shown.count("umask") == 1
+        assert {"prctl", "execveat", "execve"} <= set(shown)
+        begins = [begin for begin, _, _ in times.records]
+        assert begins == sorted(begins)
+        assert begins[-1] <= times.total
 
 
 # ---- what is refused ----

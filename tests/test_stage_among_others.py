@@ -13,14 +13,16 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from random import Random
 
 import pytest
 from parent_snapshot import children, content, descriptors, snapshot
 from step_cases import NOBODY
 
-from clonekit import Program
+from clonekit import Program, SpawnError, spawn
 from clonekit.linux.abi import call, ffi, lib
-from clonekit.staged import first_stage, place_taken, successor
+from clonekit.stage import ANSWER_AT, REPORT, REPORT_AT
+from clonekit.staged import first_stage, judge, place_taken, successor
 from clonekit.steps import (
     disable_huge_pages,
     execute,
@@ -178,11 +180,25 @@ def test_without_one_its_program_begins_as_that_of_any_spawn_does(steps: tuple[S
 def test_a_pid_that_is_told_is_believed_of_our_children_alone() -> None:
     plan = os.memfd_create("plan")
     for pid in (-1, 0, 1, os.getppid(), 1 << 30, (1 << 31) - 1):
-        os.pwrite(plan, struct.pack("<i", pid), ffi.offsetof("struct ck_frame", "answer"))
+        os.pwrite(plan, struct.pack("<i", pid), ANSWER_AT)
         told = place_taken(plan)
         assert told == max(0, pid)
         assert not told or successor(told) is None
     os.close(plan)
+
+
+def test_whatever_it_says_of_itself_is_an_end_or_an_error() -> None:
+    compiled, random = program(), Random(1)
+    for _ in range(300):
+        plan = os.memfd_create("plan", os.MFD_ALLOW_SEALING)
+        os.write(plan, compiled.rest.plan({}))
+        states = [random.choice([0, 1, 2, 3, random.getrandbits(32)]) for _ in range(3)]
+        report = REPORT.pack(*states, random.getrandbits(64) - (1 << 63))
+        os.pwrite(plan, report, REPORT_AT)
+        os.pwrite(plan, random.randbytes(8), ANSWER_AT)
+        with spawn(["true"]) as process, suppress(SpawnError, ChildProcessError):
+            judge(compiled, process, plan, ended=random.random() < 0.9)
+        os.close(plan)
 
 
 def reaches(pid: int) -> list[str]:
