@@ -6,8 +6,8 @@
  * parent has laid out and reads the report from. The hazards, and what answers each:
  *
  * S1  Whoever may trace it holds the descriptors that the list still needs, and is ahead of its
- *     filter. It is not dumpable from its first call on, and for those who may not read its file,
- *     which nobody may, from its exec on (staged.py).
+ *     filter. It is not dumpable from its first call on; where ids may have changed, from its exec
+ *     on, as its file cannot be read (staged.py).
  * S2  Its parent may believe nothing of what it finds in the shared file but numbers.
  *     Nothing there is followed as an address by the parent, and a pid must be a child's (staged.py).
  * S3  A hostile program reaches the file that it runs from, by /proc/PID/exe.

@@ -149,8 +149,11 @@ class Arranged:
         for number, records in enumerate(self.lists):
             on_ours = self.stage < 0 or number < self.stage
             for at, record in enumerate(records):
-                if on_ours and type(record) is Call and record.name in GUARDED_CALLS:
-                    credentials.append((number, at))
+                if type(record) is Call and record.name in GUARDED_CALLS:
+                    if on_ours:
+                        credentials.append((number, at))
+                    elif record.name not in JOINS:
+                        refuse_debug_dumps()
                 self._note(record, number)
         return credentials
 
@@ -163,7 +166,7 @@ class Arranged:
                 self._note_clone(record)
                 continue
             if type(record) is OwnMemory:
-                refuse_apart(step, self.manner, begun=record.begun)
+                refuse_apart(step, self.manner)
                 continue
             if type(record) is Ask:
                 refuse_ask(step, self.manner, in_stage=in_stage)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from clonekit.linux.abi import lib
 from clonekit.records import Call, Fd, Move, Scratch, Slot, read_by, redirected
 from clonekit.steps.memory import ALIVE, PLAN
+from clonekit.steps.signals import PARENT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
     from typing import Any
 
     from clonekit.records import Record
@@ -21,29 +22,33 @@ def bridge(arranged: Any, moves: Mapping[int, Fd]) -> None:
     """Let what the steps of the first stage use survive the exec that loads it.
 
     What close-on-exec would close is kept open over that exec, and then is as it was. What the
-    child has learnt in slots is written into the file that holds the records, as
-    `arranged.carried` has it.
+    child has learnt in slots is written into the file that holds the records; what it was given,
+    its parent has written there.
     """
     at, lists = arranged.stage, arranged.lists
     moved = arranged.moved if arranged.vector < at else {}
     alive = moved.get(Fd(ALIVE), Fd(ALIVE))
-    used = [moved.get(fd, fd) for step, fd in arranged.fds if step > at]
+    used = [fd for step, fd in arranged.fds if step > at]
     if arranged.vector > at:
         used += moves.values()
-    fds = {fd: Slot(f".flags{n}") for n, fd in enumerate(dict.fromkeys(used))}
-    before = [
-        call
-        for fd, flags in fds.items()
-        for call in (
-            Call("fcntl", fd, lib.F_GETFD, 0, to=flags),
-            Call("fcntl", fd, lib.F_SETFD, 0),
-        )
-    ]
-    after = [Call("fcntl", fd, lib.F_SETFD, flags) for fd, flags in fds.items()]
-    lists[at + 1][0:0] = [Call("fcntl", alive, lib.F_SETFD, lib.FD_CLOEXEC), *after]
+    before: list[Record] = []
+    after = [Call("fcntl", alive, lib.F_SETFD, lib.FD_CLOEXEC)]
+    for n, fd in enumerate(dict.fromkeys(used)):
+        flags: Slot | int = lib.FD_CLOEXEC  # as the vector has moved it
+        if fd not in moved:
+            flags = Slot(f".flags{n}")
+            before.append(Call("fcntl", fd, lib.F_GETFD, 0, to=flags))
+        before.append(Call("fcntl", moved.get(fd, fd), lib.F_SETFD, 0))
+        after.append(Call("fcntl", moved.get(fd, fd), lib.F_SETFD, flags))
+    lists[at + 1][0:0] = after
     later = [record for records in lists[at + 1 :] for record in records]
     arranged.carried = carried(later)
-    lists[at][0:0] = [*before, *written(arranged.carried, moved)]
+    learnt = {
+        n: slot
+        for n, slot in enumerate(arranged.carried)
+        if slot not in arranged.inputs or slot == PARENT
+    }
+    lists[at][0:0] = [*before, *written(learnt, moved)]
 
 
 def carried(records: Iterable[Record]) -> list[Slot]:
@@ -61,12 +66,12 @@ def carried(records: Iterable[Record]) -> list[Slot]:
     return list(slots)
 
 
-def written(slots: Sequence[Slot], moved: Mapping[Fd, int]) -> list[Record]:
-    """The records that write these slots into the first stage's registers."""
-    if not slots:
-        return []
-    values = Scratch(bytes(8 * len(slots)))
-    size = 8 * len(slots)
-    write = Call("pwrite64", Fd(PLAN), values, size, REGISTERS_AT, expect=size)
-    moves = [Move(values.at(8 * n), value=slot, width=8) for n, slot in enumerate(slots)]
-    return [*moves, redirected(write, moved)]
+def written(slots: Mapping[int, Slot], moved: Mapping[Fd, int]) -> list[Record]:
+    """The records that write these slots into the first stage's registers of these numbers."""
+    records: list[Record] = []
+    for number, slot in slots.items():
+        value = Scratch(bytes(8))
+        records.append(Move(value.at(0), value=slot, width=8))
+        write = Call("pwrite64", Fd(PLAN), value, 8, REGISTERS_AT + 8 * number, expect=8)
+        records.append(redirected(write, moved))
+    return records

@@ -145,11 +145,8 @@ def refuse_ask(step: Step, manner: Manner, *, in_stage: bool) -> None:
         raise DeclarationError(msg)
 
 
-def refuse_apart(step: Step, manner: Manner, *, begun: bool) -> None:
+def refuse_apart(step: Step, manner: Manner) -> None:
     """A step that needs a memory of its own, in a child that waits on ours."""
-    if begun and manner.shares:
-        msg = f"{step}: an exec undoes it; give it to do() of a process made with suspended=True"
-        raise DeclarationError(msg)
     if manner.exists and manner.shares:
         msg = f"{step}: a child that waits is on our memory to the end; give it to spawn()"
         raise DeclarationError(msg)

@@ -343,15 +343,9 @@ class Ask:
 
 
 class OwnMemory:
-    """Not a call: this step needs a memory of the child's own, that of the first stage.
+    """Not a call: this step needs a memory of the child's own, that of the first stage."""
 
-    `begun` says that the first stage will not do: the exec of the program would undo it.
-    """
-
-    __slots__ = ("begun",)
-
-    def __init__(self, *, begun: bool = False) -> None:
-        self.begun = begun
+    __slots__ = ()
 
 
 class Set:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import signal
 import struct
 
@@ -13,14 +14,17 @@ from clonekit.linux.abi import ffi, lib
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
     from clonekit.arrange import Arranged
+    from clonekit.records import Slot
     from clonekit.steps.step import Step
 
 #: Offsets in struct ck_frame, which is all that its parent reads again.
 REPORT_AT = ffi.offsetof("struct ck_frame", "report")
 ANSWER_AT = ffi.offsetof("struct ck_frame", "answer")
+TRACE_AT = ffi.offsetof("struct ck_frame", "trace")
 REPORT = struct.Struct("<IIIxxxxq")
 
 
@@ -58,13 +62,27 @@ class Rest(Compiled):
         )  # fmt: skip
         self._mask_at = scratch_at + self.struct.mask_at
 
-    def plan(self) -> bytes:
-        """The file's content for one spawn, with the signal mask of the thread that spawns."""
+    def plan(self, given: Mapping[Slot, int], *, traced: bool = False) -> bytes:
+        """The file's content for one spawn, with these inputs and the mask of this thread.
+
+        With room for the stamps of a trace, if there is to be one.
+        """
         mask = sum(1 << number - 1 for number in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
         plan = self._image[:]
         if self.struct.mask_at >= 0:
             struct.pack_into("<Q", plan, self._mask_at, mask)
+        for number, slot in enumerate(self.setup.inputs):
+            if slot in given:
+                struct.pack_into("<q", plan, REGISTERS_AT + 8 * number, given[slot])
+        if traced:
+            struct.pack_into("<Q", plan, TRACE_AT, lib.CK_PLAN_AT + len(plan))
+            plan += bytes(ffi.sizeof("struct ck_stamp") * len(self))
         return bytes(plan)
+
+    def stamps(self, plan: int) -> Any:
+        """What a trace has left at the end of the file."""
+        size = ffi.sizeof("struct ck_stamp") * len(self)
+        return ffi.from_buffer("struct ck_stamp[]", os.pread(plan, size, len(self._image)))
 
 
 def first_part(arranged: Arranged) -> Arranged:

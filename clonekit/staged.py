@@ -12,11 +12,12 @@ import time
 from clonekit.driven import run as run_driven
 from clonekit.driven import undo_all
 from clonekit.failure import failure, late
-from clonekit.linux.abi import ffi, lib
+from clonekit.linux.abi import LAST_ERRNO, ffi, lib
 from clonekit.linux.execution import SealedProgram
 from clonekit.process import Process
 from clonekit.stage import ANSWER_AT, REPORT, REPORT_AT
 from clonekit.steps.memory import ALIVE, PLAN, STAGE
+from clonekit.untraceable import is_privileged
 from clonekit.vforked import run as run_vforked
 
 TYPE_CHECKING = False
@@ -29,25 +30,28 @@ if TYPE_CHECKING:
 SLICE = 50  # ms after which Python looks for signals
 SOON = 1  # ms after which we look again when something has been told
 ABOVE_STDIO = 3
-NOT_READABLE = 0o111  # by which the kernel keeps those who run it from being traced: S1
+#: The mode of the first stage's file. The kernel keeps who runs a file that he may not read from
+#: being traced, S1 of cdefs/stage.c; but us too, where we have no privilege and it is in a user
+#: namespace of ours.
+READABLE, NOT_READABLE = 0o555, 0o111
 BY_SIGNAL = 128
-_stage: list[tuple[int, tuple[int, int]]] = []
+_stages: dict[int, tuple[int, tuple[int, int]]] = {}
 
 
 def first_stage() -> int:
     """A descriptor of the first stage, as a sealed file; made when it is first needed."""
-    if _stage:
-        fd, identity = _stage[0]
+    mode = NOT_READABLE if is_privileged() else READABLE
+    if mode in _stages:
+        fd, identity = _stages[mode]
         with contextlib.suppress(OSError):
             if identity_of(fd) == identity:
-                return fd
-        _stage.clear()  # somebody has closed it, and the number is theirs now
+                return fd  # else somebody has closed it, and the number is theirs now
     size = ffi.new("uint64_t *")
     image = lib.ck_stage_image(size)
     with SealedProgram(ffi.buffer(image, size[0])[:], "clonekit") as program:
-        os.fchmod(program.fileno(), NOT_READABLE)
+        os.fchmod(program.fileno(), mode)
         fd = fcntl.fcntl(program.fileno(), fcntl.F_DUPFD_CLOEXEC, ABOVE_STDIO)
-    _stage.append((fd, identity_of(fd)))
+    _stages[mode] = fd, identity_of(fd)
     return fd
 
 
@@ -60,7 +64,7 @@ def identity_of(fd: int) -> tuple[int, int]:
 def run(
     program: Program, slots: dict[str, object], trace: list[object] | None
 ) -> tuple[Process, Trace | None]:
-    """Spawn a program that has a second part; a trace is that of the first.
+    """Spawn a program that has a second part; trace both if `trace` is a list.
 
     Raises: SpawnError naming the step that failed, of either part.
     """
@@ -74,19 +78,22 @@ def run(
         opened.append(plan)
         reader, writer = os.pipe2(os.O_CLOEXEC)
         opened += reader, writer
-        os.write(plan, program.rest.plan())
         values = program.values(
             slots, {PLAN.name: plan, ALIVE.name: writer, STAGE.name: first_stage()}
         )
+        given = dict(zip(program.setup.inputs, values, strict=True))
+        os.write(plan, program.rest.plan(given, traced=trace is not None))
         if program.setup.manner.holds:
             process, times = run_vforked(program, values, trace)
         else:
             process, times = run_driven(program, values, trace, undo)
         os.close(opened.pop())
         judge(program, process, plan, ended=follow(program, process, reader, plan, until))
+        if times is not None:
+            times.add(program.rest.stamps(plan), lib.ck_read_cycles(ffi.new("uint64_t *")))
     except BaseException:
-        if process is not None:
-            end(process, plan)
+        if opened:
+            end(process, opened[0])
         undo_all(undo)
         raise
     else:
@@ -147,15 +154,21 @@ def judge(program: Program, process: Process, plan: int, *, ended: bool) -> None
     rest = program.rest
     state, how, record, result = report(plan)
     outcome = ffi.new("struct ck_outcome *")
-    outcome.record, outcome.result = min(record, len(rest) - 1), result
+    outcome.record = min(record, len(rest) - 1)
+    outcome.result = result if result >= -LAST_ERRNO else -errno.EIO
     if not ended:
         raise late(rest, outcome, program.setup.deadline)  # type: ignore[arg-type]
-    other = successor(plan)
+    begun = state and how != lib.CK_FAILED and rest.is_exec(outcome.record)
+    pid = place_taken(plan)
+    other = successor(pid) if pid else None
     if other is not None:
         with contextlib.suppress(ChildProcessError):
             process.wait()
         process.become(other)
-    if state and how != lib.CK_FAILED and rest.is_exec(outcome.record):
+    elif pid and begun:
+        msg = "the program has begun, and has ended; as SIGCHLD is ignored, how is not known"
+        raise ChildProcessError(errno.ECHILD, msg)
+    if begun:
         return
     outcome.stage = lib.CK_RECORD_FAILED if how == lib.CK_FAILED else lib.CK_KILLED
     by_signal = 0
@@ -167,15 +180,17 @@ def judge(program: Program, process: Process, plan: int, *, ended: bool) -> None
     raise failure(rest, outcome)
 
 
-def successor(plan: int) -> Process | None:
-    """The child that has taken the place of the first, if there is one.
+def place_taken(plan: int) -> int:
+    """The pid of the child that has taken the place of the first, or 0."""
+    return max(0, int.from_bytes(os.pread(plan, 4, ANSWER_AT), "little", signed=True))
 
-    Only a child of ours is believed to be that (S2).
-    """
-    pid = int.from_bytes(os.pread(plan, 4, ANSWER_AT), "little", signed=True)
-    if pid <= 0:
+
+def successor(pid: int) -> Process | None:
+    """That child, if it is there. Only a child of ours is believed to be it (S2)."""
+    try:
+        other = Process.from_pid(pid)
+    except ProcessLookupError:
         return None
-    other = Process.from_pid(pid)
     ended = ffi.new("struct ck_exit *")
     options = os.WEXITED | os.WNOHANG | os.WNOWAIT
     if lib.ck_wait(other.fileno(), options, ended) != -errno.ECHILD:
@@ -184,10 +199,11 @@ def successor(plan: int) -> Process | None:
     return None
 
 
-def end(process: Process, plan: int) -> None:
-    """End the child, and the one that has taken its place."""
-    process.__exit__(None, None, None)
-    with contextlib.suppress(ProcessLookupError):
-        other = successor(plan)
-        if other is not None:
-            other.__exit__(None, None, None)
+def end(process: Process | None, plan: int) -> None:
+    """End the child, if that is not done yet, and the one that has taken its place."""
+    if process is not None:
+        process.__exit__(None, None, None)
+    pid = place_taken(plan)
+    other = successor(pid) if pid else None
+    if other is not None and (process is None or pid != process.pid):
+        other.__exit__(None, None, None)

@@ -7,6 +7,9 @@ from clonekit.process import Process, made
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
     from clonekit.program import Program
 
 
@@ -19,11 +22,23 @@ class Trace:
         total: from before the clone until the parent went on.
     """
 
-    __slots__ = ("records", "total")
+    __slots__ = ("_per_cycle", "_zero", "records", "total")
 
-    def __init__(self, records: list[tuple[float, float, int]], total: float) -> None:
-        self.records = records
-        self.total = total
+    def __init__(self, zero: int, per_cycle: float) -> None:
+        self._zero = zero
+        self._per_cycle = per_cycle
+        self.records: list[tuple[float, float, int]] = []
+        self.total = 0.0
+
+    def add(self, stamps: Iterable[Any], until: int) -> None:
+        """Further records, of a child that was followed until this reading of the cycle counter."""
+        for stamp in stamps:
+            if not stamp.before:
+                break
+            end, result = (stamp.after, stamp.result) if stamp.after else (until, 0)
+            times = [(cycles - self._zero) * self._per_cycle for cycles in (stamp.before, end)]
+            self.records.append((times[0], times[1], result))
+        self.total = (until - self._zero) * self._per_cycle
 
 
 def run(
@@ -63,7 +78,7 @@ def run(
     return process, traced(stamps, outcome, cycles, start[0])
 
 
-def traced(stamps: object, outcome: object, cycles: int, start: int) -> Trace:
+def traced(stamps: Iterable[Any], outcome: Any, cycles: int, start: int) -> Trace:
     """Cycles as nanoseconds, by what CLOCK_MONOTONIC said before and after."""
     now = ffi.new("uint64_t *")
     per_cycle = 0.0
@@ -72,11 +87,6 @@ def traced(stamps: object, outcome: object, cycles: int, start: int) -> Trace:
         if now[0] - start > 2_000_000:  # noqa: PLR2004 - 2 ms bound the error to some 1e-4
             per_cycle = (now[0] - start) / (later - cycles)
             break
-    zero = outcome.clone_before  # type: ignore[attr-defined]
-    records = []
-    for stamp in stamps:  # type: ignore[attr-defined]
-        if not stamp.before:
-            break
-        end, result = (stamp.after, stamp.result) if stamp.after else (outcome.clone_after, 0)  # type: ignore[attr-defined]
-        records.append(((stamp.before - zero) * per_cycle, (end - zero) * per_cycle, result))
-    return Trace(records, (outcome.clone_after - zero) * per_cycle)  # type: ignore[attr-defined]
+    trace = Trace(outcome.clone_before, per_cycle)
+    trace.add(stamps, outcome.clone_after)
+    return trace

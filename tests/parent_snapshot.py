@@ -161,4 +161,5 @@ def unchanged() -> Iterator[None]:
     """Assert that what is done meanwhile leaves this process as it was."""
     before = snapshot()
     yield
-    assert changes(before, snapshot()) == {}
+    after = snapshot()
+    assert changes(before, after) == {}, changes(before, after)

@@ -48,11 +48,16 @@ COMPILER = (sysconfig.get_config_var("CC") or "cc").split()[0]
 
 def child_flags() -> list[str]:
     """CHILD_FLAGS of setup.py."""
+    return flags_of("CHILD_FLAGS")
+
+
+def flags_of(name: str) -> list[str]:
+    """A list of flags in setup.py."""
     for statement in ast.parse((ROOT / "setup.py").read_text()).body:
-        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "CHILD_FLAGS":
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == name:
             flags: list[str] = ast.literal_eval(statement.value)
             return flags
-    pytest.fail("setup.py has no CHILD_FLAGS")
+    pytest.fail(f"setup.py has no {name}")
 
 
 def faults(path: Path, tools: str = "") -> set[str]:
@@ -160,6 +165,18 @@ def test_childs_object_for_aarch64_has_nothing_that_belongs_to_the_parent(tmp_pa
     run(f"{CROSS}gcc", *flags, "-c", ROOT / "cdefs/machine.c", "-o", made)
     assert faults(made, CROSS) == set()
     assert {f" T {name}\n" in run(f"{CROSS}nm", made) for name in FUNCTIONS} == {True}
+
+
+def test_the_first_stage_for_aarch64_is_a_program_by_itself(tmp_path: Path) -> None:
+    need(f"{CROSS}gcc")
+    made = tmp_path / "stage"
+    flags = [flag for flag in child_flags() if flag != "-fPIC"] + flags_of("STAGE_FLAGS")
+    source = ROOT / "cdefs/stage.c"
+    run(f"{CROSS}gcc", *flags, *STRICT, "-I", ROOT / "cdefs", source, "-o", made)
+    segments = run(f"{CROSS}readelf", "--wide", "--program-headers", made)
+    assert "INTERP" not in segments
+    assert "DYNAMIC" not in segments
+    assert " RWE " not in segments
 
 
 @pytest.mark.parametrize("source", PARENTS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from pathlib import Path
 
@@ -30,9 +31,10 @@ def test_reference_names_every_step_field_and_phase() -> None:
 
 def test_hazards_page_has_every_hazard_of_the_source() -> None:
     page = (ROOT / "docs/hazards.md").read_text(encoding="utf-8")
-    for source, letter in (("machine.c", "H"), ("parent.c", "P"), ("traced.c", "T")):
+    sources = {"machine.c": "H", "parent.c": "P", "traced.c": "T", "stage.c": "S"}
+    for source, letter in sources.items():
         text = (ROOT / "cdefs" / source).read_text(encoding="utf-8")
-        numbers = [line.split()[1] for line in text.splitlines() if line.startswith(f" * {letter}")]
+        numbers = re.findall(rf"^ \* ({letter}\d+) ", text, re.MULTILINE)
         assert numbers
-        rows = [line.split()[1] for line in page.splitlines() if line.startswith(f"| {letter}")]
+        rows = re.findall(rf"^\| ({letter}\d+) ", page, re.MULTILINE)
         assert rows == numbers

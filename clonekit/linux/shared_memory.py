@@ -11,7 +11,7 @@ from clonekit.linux.abi import lib
 _MEMORY = "it changes the memory that the child shares with its parent"
 _SETTING = (
     "the kernel keeps this setting with the memory, which the child shares with its parent; "
-    "set it in a suspended process, which has a memory of its own"
+    "where the phase memory has no step for it, set it in a suspended process, which has its own"
 )
 _OOM = (
     "the kernel gives it to every process that shares this memory, us too, unless the parent "

@@ -53,7 +53,8 @@ def load_first_stage() -> Records:
 def deny_write_execute() -> Records:
     """Memory that was ever writable is never executable: prctl(PR_SET_MDWE).
 
-    Children of the program have it too.
+    Its children have it, too. An exec takes away what they do not have (PR_MDWE_NO_INHERIT): that
+    is for `set_attribute("MDWE", 3)` in a suspended process.
 
     Raises: EINVAL before Linux 6.3. Since: Linux 6.3. See: PR_SET_MDWE(2const).
     """

@@ -168,7 +168,8 @@ def join_namespaces(fd: object, names: Iterable[str] | str = ()) -> Records:
 
     A user namespace first, if its rights are needed for the others. A time namespace, and a PID
     namespace, are joined from the first stage; into the latter it goes by a child of its own, which
-    takes its place. Of a Slot for one of these two, give the name.
+    takes its place; the init of such a namespace, once killed, ends when we have waited for the
+    program. Of a Slot for one of these two, give the name.
 
     Raises: EPERM, EINVAL; ENOMEM for a PID namespace whose init has ended.
     Since: pidfd Linux 5.8. See: setns(2).
