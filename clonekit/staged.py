@@ -14,10 +14,10 @@ from clonekit.driven import undo_all
 from clonekit.failure import failure, late
 from clonekit.linux.abi import LAST_ERRNO, ffi, lib
 from clonekit.linux.execution import SealedProgram
+from clonekit.linux.privilege import is_privileged
 from clonekit.process import Process
 from clonekit.stage import ANSWER_AT, REPORT, REPORT_AT
 from clonekit.steps.memory import ALIVE, PLAN, STAGE
-from clonekit.untraceable import is_privileged
 from clonekit.vforked import run as run_vforked
 
 TYPE_CHECKING = False
