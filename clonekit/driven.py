@@ -127,15 +127,14 @@ class Driven:
                 self._undo.append(undo)
         lib.ck_answer(self.struct, answer)
 
-    def keep(self) -> None:
-        """What was done for the child stays: it has begun its program."""
-        self._undo.clear()
+    def keep(self, done: list[Callable[[], object]] | None = None) -> None:
+        """What was done for the child stays: it has begun its program.
 
-    def _undo_all(self) -> None:
-        """Undo what was done for the child, the last first."""
-        while self._undo:
-            with contextlib.suppress(OSError):
-                self._undo.pop()()
+        Where that is only the first stage, whoever waits for the program gets what undoes it.
+        """
+        if done is not None:
+            done += self._undo
+        self._undo.clear()
 
     def report(self) -> Any:
         """How the order of a child that waits again has ended."""
@@ -157,7 +156,7 @@ class Driven:
             raise OSError(-result, msg)
         self._held = ()
         if self.outcome.stage != lib.CK_SPAWNED:
-            self._undo_all()
+            undo_all(self._undo)
         return self.outcome
 
     def discard(self, handle: Any) -> None:
@@ -167,7 +166,14 @@ class Driven:
             handle.adopt(self.outcome)
         if handle is not None:
             handle.__exit__(None, None, None)
-        self._undo_all()
+        undo_all(self._undo)
+
+
+def undo_all(done: list[Callable[[], object]]) -> None:
+    """Undo what was done for a child, the last first."""
+    while done:
+        with contextlib.suppress(OSError):
+            done.pop()()
 
 
 def handle_of(program: Any) -> Any:
@@ -180,9 +186,14 @@ def handle_of(program: Any) -> Any:
 
 
 def run(
-    program: Any, values: list[int] | None, trace: list[object] | None
+    program: Any,
+    values: list[int] | None,
+    trace: list[object] | None,
+    done: list[Callable[[], object]] | None = None,
 ) -> tuple[Process, Trace | None]:
     """Spawn the program with these input registers; trace it if `trace` is a list.
+
+    `done` gets what undoes what was done for it, if it may still fail.
 
     Raises: SpawnError; one that is a TimeoutError at the deadline.
     """
@@ -214,7 +225,7 @@ def run(
         if state == RUNNING:
             raise late(program, outcome, deadline)
         raise failure(program, outcome, driven.refusal)
-    driven.keep()
+    driven.keep(done)
     if trace is None:
         return handle, None
     outcome.clone_after = lib.ck_read_cycles(ffi.new("uint64_t *"))

@@ -8,6 +8,7 @@ import select
 import time
 
 from clonekit.driven import run as run_driven
+from clonekit.driven import undo_all
 from clonekit.failure import failure, late
 from clonekit.linux.abi import ffi, lib
 from clonekit.linux.execution import SealedProgram
@@ -18,6 +19,8 @@ from clonekit.vforked import run as run_vforked
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from clonekit.program import Program
     from clonekit.vforked import Trace
 
@@ -55,8 +58,8 @@ def run(
     """
     rest, deadline = program.rest, program.setup.deadline
     until = time.monotonic() + (float("inf") if deadline is None else deadline)
-    drive = run_vforked if program.setup.manner.holds else run_driven
     opened: list[int] = []
+    done: list[Callable[[], object]] = []
     try:
         plan = os.memfd_create("clonekit-plan", os.MFD_CLOEXEC)
         opened.append(plan)
@@ -64,12 +67,17 @@ def run(
         opened += reader, writer
         os.write(plan, rest.plan())
         own = {PLAN.name: plan, ALIVE.name: writer, STAGE.name: first_stage()}
-        process, times = drive(program, program.values(slots, own), trace)
+        values = program.values(slots, own)
+        if program.setup.manner.holds:
+            process, times = run_vforked(program, values, trace)
+        else:
+            process, times = run_driven(program, values, trace, done)
         try:
             os.close(opened.pop())
             judge(program, process, plan, ended=follow(reader, until))
         except BaseException:
             end(process, plan)
+            undo_all(done)
             raise
         return process, times
     finally:
