@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from clonekit.vforked import Trace
 
 SLICE = 50  # ms after which Python looks for signals
+BY_SIGNAL = 128  # init's status, with the signal's number, for a program that was killed
 _stage: list[tuple[SealedProgram, tuple[int, int]]] = []
 
 
@@ -120,7 +121,7 @@ def judge(program: Program, process: Process, plan: int, *, ended: bool) -> None
     outcome.stage = lib.CK_RECORD_FAILED if how == lib.CK_FAILED else lib.CK_KILLED
     exit_ = process.wait()
     if outcome.stage == lib.CK_KILLED:
-        outcome.result = exit_.signal or 0
+        outcome.result = exit_.signal or max((exit_.status or 0) - BY_SIGNAL, 0)  # init's word
     raise failure(rest, outcome)
 
 

@@ -103,7 +103,12 @@ def when_rung(reader: int, act: Callable[[], object]) -> Iterator[None]:
 
     def wait() -> None:
         rang.append(bool(select.select([reader], [], [], AT_MOST)[0]))
-        act()
+        try:
+            act()
+        except BaseException:  # nobody else would end the wait
+            for child in children():
+                os.kill(child, signal.SIGKILL)
+            raise
 
     thread = Thread(target=wait)
     thread.start()
@@ -119,9 +124,8 @@ def when_rung(reader: int, act: Callable[[], object]) -> Iterator[None]:
 
 
 def signal_children(number: signal.Signals) -> None:
-    """Send this signal to our only child."""
-    (child,) = children()
-    os.kill(child, number)
+    """Send this signal to our child; what is spawned for it meanwhile, comes after it."""
+    os.kill(children()[0], number)
 
 
 def children(pid: int | str = "self") -> list[int]:
