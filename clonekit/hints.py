@@ -39,12 +39,20 @@ SHORTAGES = {
     errno.EAGAIN: "RLIMIT_NPROC or the pids limit of the cgroup is reached",
     errno.ENOMEM: "memory is short, or the PID namespace for the child has lost its init",
 }
+UNMAPPED = (
+    "who mounts has an id that the user namespace does not map, so nothing can belong to it: give "
+    "our own uid and gid a place in the maps"
+)
 #: What an errno of a call that mounts mostly means.
 OF_MOUNTS = {
     ("fsconfig", errno.EINVAL): "the file system does not know this option, or not this value",
     ("fsopen", errno.ENODEV): "the kernel has no file system of this type",
     ("mkdirat", errno.EROFS): "a mount point is missing where nothing can be made; make it before",
     ("mknodat", errno.EROFS): "a mount point is missing where nothing can be made; make it before",
+    ("mkdirat", errno.EOVERFLOW): UNMAPPED,
+    ("mknodat", errno.EOVERFLOW): UNMAPPED,
+    ("openat", errno.EOVERFLOW): UNMAPPED,
+    ("symlinkat", errno.EOVERFLOW): UNMAPPED,
     ("move_mount", errno.EINVAL): "a file is mounted on a file, and a directory on a directory",
     ("open_tree", errno.EINVAL): (
         "it has mounts below it that are locked in this user namespace: bind it recursively"
