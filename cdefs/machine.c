@@ -36,6 +36,9 @@
  *     A program that does not hold its parent begins with a parent-death signal, and sees whether
  *     the parent lives after that (completion.py). A child that waits looks for itself, too, once a
  *     second: a start that failed has lost the signal.
+ * H12 While a child waits for what it has asked of its parent, a filter that it has installed may
+ *     forbid the call by which it would sleep.
+ *     Then it waits awake, without a call; not for long, and not under a real-time policy.
  */
 #include <stddef.h>
 #include <stdint.h>
@@ -113,7 +116,7 @@ ask(struct ck_frame *frame, uint32_t record)
     tell(frame, CK_ASKS);
 }
 
-/* Awake for some 100 ms: between a filter and the answer, a call might be one that the filter
+/* H12. Awake for some 100 ms: between a filter and the answer, a call might be one that the filter
  * refuses. A parent that is not scheduled for so long needs the processor that we have. */
 static inline long
 answer(struct ck_frame *frame, long awake)
