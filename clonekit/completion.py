@@ -129,7 +129,8 @@ def keep_to_parent(steps: list[Step]) -> None:
     ours = declared == len(steps)
     again = set_parent_death_signal("KILL")
     for n in reversed(range(declared)):
-        if any(call.name in GUARDED_CALLS for call in calls_of(steps[n])):
+        changes = any(call.name in GUARDED_CALLS for call in calls_of(steps[n]))
+        if changes or steps[n].kind is LOAD:  # its exec may give root its capabilities again
             steps.insert(n + 1, again)
     last = max((n + 1 for n, step in enumerate(steps) if step is again), default=0)
     if any(step.kind is STOP for step in steps):

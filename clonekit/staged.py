@@ -45,14 +45,18 @@ def first_stage() -> int:
         fd, identity = _stages[mode]
         with contextlib.suppress(OSError):
             if identity_of(fd) == identity:
-                return fd  # else somebody has closed it, and the number is theirs now
+                return fd
+        _stages.pop(mode, None)  # somebody has closed it, and the number is theirs now
     size = ffi.new("uint64_t *")
     image = lib.ck_stage_image(size)
     with SealedProgram(ffi.buffer(image, size[0])[:], "clonekit") as program:
         os.fchmod(program.fileno(), mode)
         fd = fcntl.fcntl(program.fileno(), fcntl.F_DUPFD_CLOEXEC, ABOVE_STDIO)
-    _stages[mode] = fd, identity_of(fd)
-    return fd
+    made = fd, identity_of(fd)
+    known = _stages.setdefault(mode, made)
+    if known is not made:  # another thread was faster
+        os.close(fd)
+    return known[0]
 
 
 def identity_of(fd: int) -> tuple[int, int]:

@@ -63,11 +63,6 @@ def printed(argv: list[str], **declaration: object) -> str:
     return "".join(lines)
 
 
-def ends(pidfd: int) -> bool:
-    """Whether a process ends."""
-    return bool(select.select([pidfd], [], [], PATIENCE)[0])
-
-
 def test_the_program_is_the_child_of_init() -> None:
     assert printed(["sh", "-c", "echo $$ $PPID"]) == "2 1\n"
 
@@ -285,7 +280,7 @@ def test_a_parent_that_dies_is_told_by_the_signal_that_was_declared(
     pid = int(orphan.read_text())
     with suppress(ProcessLookupError):
         pidfd = os.pidfd_open(pid)
-        assert ends(pidfd)
+        assert select.select([pidfd], [], [], PATIENCE)[0]
         os.close(pidfd)
     with suppress(ChildProcessError):
         os.waitpid(pid, 0)
