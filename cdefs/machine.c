@@ -36,6 +36,11 @@
  *     A program that does not hold its parent begins with a parent-death signal, and sees whether
  *     the parent lives after that (completion.py). A child that waits looks for itself, too, once a
  *     second: a start that failed has lost the signal.
+ * H12 Until the vector is placed the child has more descriptors than the program, and a root that
+ *     somebody else has written may hold a symlink to /proc/self/fd: the program would begin in a
+ *     directory outside of its root (CVE-2024-21626).
+ *     Paths of mounts, and of the root and directory among others' files, are looked up with
+ *     RESOLVE_NO_MAGICLINKS (trees.py, steps/place.py).
  */
 #include <stddef.h>
 #include <stdint.h>

@@ -26,7 +26,9 @@ def bridge(arranged: Any, moves: Mapping[int, Fd]) -> None:
     at, lists, moved = arranged.stage, arranged.lists, arranged.moved
     later = [record for records in lists[at + 1 :] for record in records]
     arranged.carried = carried(later)
-    fds = dict.fromkeys(moved.get(fd, fd) for step, fd in arranged.fds if step > at)
+    known = {Fd(slot) for slot in arranged.carried} | moved.keys()
+    read = (fd for step, fd in arranged.fds if step > at)
+    fds = dict.fromkeys(moved.get(fd, fd) for fd in read if type(fd.of) is int or fd in known)
     if arranged.vector > at:
         fds |= dict.fromkeys(moves.values())
     else:

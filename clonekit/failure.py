@@ -95,6 +95,10 @@ CAPABILITY = {
 }
 #: What other errnos of a call mostly mean.
 OTHER = {
+    ("openat2", errno.ELOOP): (
+        "a link of /proc is on the way, which the child may follow to what the program shall not "
+        "have; give a descriptor"
+    ),
     ("landlock_add_rule", errno.EINVAL): "what is no directory cannot have a right of directories",
 }
 
