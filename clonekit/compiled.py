@@ -6,6 +6,7 @@ import os
 import signal
 
 from clonekit.arrange import Arranged, cgroup_slot
+from clonekit.assembler import Assembler
 from clonekit.completion import EXECUTE, OWN_TABLE
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import NUMBERS, ffi, lib
@@ -15,7 +16,6 @@ from clonekit.records import (
     EXEC,
     POINTERS,
     RECORD,
-    Assembler,
     Clone,
 )
 from clonekit.steps.execute import execute

@@ -20,6 +20,7 @@ FLOORS = (
     ("_machine",),
     ("errors", "linux"),
     ("records", "rules", "addressing", "rtnl"),
+    ("assembler",),
     ("behalf", "interface", "filters", "notify", "profiles", "request"),
     ("interfaces",),
     ("steps", "phases", "mounts", "trees", "landlock", "cgroup"),
