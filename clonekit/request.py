@@ -78,6 +78,15 @@ class Request:
             return False
         return True
 
+    def check(self) -> None:
+        """See that it still waits: what was read from the process until now was the caller's own.
+
+        Raises: ProcessLookupError.
+        """
+        if not self.is_valid():
+            self._close()
+            raise self._gone()
+
     def read(self, address: int, size: int) -> bytes:
         """That many bytes of the process's memory. What is given was read while it waited.
 
@@ -217,21 +226,15 @@ class Request:
         try:
             if self._memory < 0:
                 self._memory = os.open(f"/proc/{self.pid}/mem", os.O_RDWR | os.O_CLOEXEC)
-                self._wait_on()
+                self.check()
             moved = move(self._memory, what, address)
         except OSError as error:
-            self._wait_on()
+            self.check()
             if error.errno != errno.EIO:
                 raise
             return nothing
-        self._wait_on()
+        self.check()
         return moved
-
-    def _wait_on(self) -> None:
-        """Raises: ProcessLookupError when it does not wait any more."""
-        if not self.is_valid():
-            self._close()
-            raise self._gone()
 
     def _close(self) -> None:
         """Let go of the process's memory."""

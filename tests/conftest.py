@@ -13,8 +13,11 @@ import pytest
 from hypothesis import settings
 from parent_snapshot import unchanged
 from step_cases import Case, Room, missing, missing_of
+from supervised import nothing_left
 
 from clonekit import Nascent, nascent
+
+__all__ = ["nothing_left"]
 
 PROGRAMS = Path(__file__).parent / "programs"
 HANG = 900  # seconds after which a run is taken for hung, and says where

@@ -21,7 +21,7 @@ FLOORS = (
     ("_machine",),
     ("errors", "linux"),
     ("records", "rules", "addressing", "rtnl"),
-    ("interface", "filters", "notify", "profiles", "request"),
+    ("interface", "behalf", "filters", "notify", "profiles", "request"),
     ("interfaces",),
     ("steps", "phases", "mounts", "trees", "landlock", "cgroup"),
     ("manners",),

@@ -1,0 +1,181 @@
+"""Open files on behalf of a process whose calls are supervised, as it would have named them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import struct
+
+from clonekit.linux.abi import call, lib
+from clonekit.linux.memory import address
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from clonekit.request import Request
+
+#: The calls that an `Opening` may be of: `Filter("ALLOW").notify(*OPENING_CALLS, to=listener)`.
+OPENING_CALLS = ("open", "creat", "openat", "openat2")
+HOW = struct.Struct("=QQQ")
+PAGE = 4096
+PROC_SUPER_MAGIC = 0x9FA0
+MOST_TRIES = 16
+INT = 0xFFFFFFFF
+STATFS_SIZE = 256
+
+
+class Opening:
+    """A call that opens a file, read once: the process cannot change it any more.
+
+    Attributes:
+        request: the call.
+        path: the file's name, as the process gave it.
+        flags, mode, resolve: what it asks for.
+        directory: the number of its descriptor that the path starts from, or AT_FDCWD.
+
+    Raises: EFAULT and others for what cannot be read, as the kernel would.
+    """
+
+    __slots__ = ("directory", "flags", "mode", "path", "request", "resolve")
+
+    def __init__(self, request: Request) -> None:
+        name, arguments = request.call, request.arguments
+        if name not in OPENING_CALLS:
+            msg = f"{request!r} opens no file; give {', '.join(OPENING_CALLS)}"
+            raise ValueError(msg)
+        self.request = request
+        self.directory, self.resolve = lib.AT_FDCWD, 0
+        if name.startswith("openat"):
+            self.directory = (arguments[0] & INT ^ 1 << 31) - (1 << 31)
+            arguments = arguments[1:]
+        at, flags, mode = arguments[:3]
+        if name == "creat":
+            flags, mode = os.O_CREAT | os.O_WRONLY | os.O_TRUNC, flags
+        elif name == "openat2":
+            if not HOW.size <= mode <= PAGE:
+                raise OSError(errno.EINVAL, "openat2: the size of struct open_how")
+            how = request.read(flags, mode)
+            if any(how[HOW.size :]):
+                raise OSError(errno.E2BIG, "openat2: fields of struct open_how that are not known")
+            flags, mode, self.resolve = HOW.unpack_from(how)
+        self.flags, self.mode = flags & INT, mode & 0o7777
+        self.path = request.read_string(at)
+
+    def answer(self, path: str | bytes | None = None) -> None:
+        """Open it, or another `path` of the process's, and let its call return that: see `open`."""
+        fd = self.open(path)
+        try:
+            self.request.add_fd(fd, cloexec=bool(self.flags & os.O_CLOEXEC))
+        finally:
+            os.close(fd)
+
+    def open(self, path: str | bytes | None = None) -> int:
+        """A descriptor of ours for what the process means by its path, or by another: openat2.
+
+        The path starts where the process's own would, and no symbolic link or `..` leads out of its
+        root. But it is opened with *our* rights, and a file that is made is ours, with our umask:
+        decide by the path whether the process may have it. Only files and directories are opened,
+        and none of /proc, where "self" would be us; magic links are not followed.
+
+        Raises: what openat2 raises; EACCES for another kind of file, EXDEV where the directory that
+            the path starts from is not in the process's root; ProcessLookupError.
+        Since: Linux 5.6. See: RESOLVE_IN_ROOT in openat2(2).
+        """
+        name = self.path if path is None else os.fsencode(path)
+        root, start = self._root_and_start(absolute=name.startswith(b"/"))
+        try:
+            if not name:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            return self._opened(root, start + b"/" + name)
+        finally:
+            os.close(root)
+
+    def _root_and_start(self, *, absolute: bool) -> tuple[int, bytes]:
+        """The process's root, and the path in it that a relative one is appended to."""
+        of = f"/proc/{self.request.pid}"
+        try:
+            root = os.open(f"{of}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            self.request.check()
+            raise
+        try:
+            start = b"/" if absolute else self._start(of, root)
+            self.request.check()  # what was read was of this process
+        except BaseException:
+            os.close(root)
+            raise
+        return root, start
+
+    def _start(self, of: str, root: int) -> bytes:
+        """The name in the root of the directory that a relative path starts from."""
+        at_cwd = self.directory == lib.AT_FDCWD
+        link = f"{of}/cwd" if at_cwd else f"{of}/fd/{self.directory}"
+        try:
+            there = os.open(link, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            self.request.check()
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
+        try:
+            above, name = (os.fsencode(os.readlink(path)) for path in (f"{of}/root", link))
+            if above != b"/":
+                name = name.removeprefix(above)
+            named = openat2(root, name or b"/", os.O_PATH | os.O_DIRECTORY, 0, 0)
+            try:
+                if not os.path.samestat(os.fstat(there), os.fstat(named)):
+                    raise OSError(
+                        errno.EXDEV, "the directory has been moved, or is not in the root"
+                    )
+            finally:
+                os.close(named)
+        finally:
+            os.close(there)
+        return name
+
+    def _opened(self, root: int, path: bytes) -> int:
+        """Look at what is there before it is opened: to open a FIFO or a device does something."""
+        makes = self.flags & (os.O_CREAT | os.O_TMPFILE & ~os.O_DIRECTORY)
+        only = self.flags & (os.O_NOFOLLOW | os.O_DIRECTORY)
+        if makes:
+            quiet = self.flags | os.O_NONBLOCK | os.O_NOCTTY
+            fd = openat2(root, path, quiet, self.mode, self.resolve)
+        else:
+            fd = openat2(root, path, os.O_PATH | only, 0, self.resolve)
+        try:
+            refuse_special(fd)
+            if makes:
+                os.set_blocking(fd, not self.flags & os.O_NONBLOCK)
+            if makes or self.flags & lib.O_PATH:
+                return fd
+            again = os.open(f"/proc/self/fd/{fd}", self.flags & ~os.O_NOFOLLOW | os.O_CLOEXEC)
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+        return again
+
+
+def openat2(root: int, path: bytes, flags: int, mode: int, resolve: int) -> int:
+    """Open a path inside a root: openat2, RESOLVE_IN_ROOT."""
+    resolve |= lib.RESOLVE_IN_ROOT | lib.RESOLVE_NO_MAGICLINKS
+    how = HOW.pack(flags | os.O_CLOEXEC, mode, resolve)
+    text = path + b"\0"
+    for left in reversed(range(MOST_TRIES)):
+        try:
+            return call("openat2", root, address(text), address(how), HOW.size)
+        except (InterruptedError, BlockingIOError):  # EAGAIN: something was moved meanwhile
+            if not left:
+                raise
+    raise AssertionError
+
+
+def refuse_special(fd: int) -> None:
+    """What is no file or directory, or one of /proc.
+
+    Raises: EACCES.
+    """
+    kind = os.fstat(fd).st_mode
+    about = bytearray(STATFS_SIZE)
+    call("fstatfs", fd, address(about))
+    (system,) = struct.unpack_from("@l", about)
+    if system == PROC_SUPER_MAGIC or not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
+        raise PermissionError(errno.EACCES, "no file that is opened on another's behalf")
