@@ -22,6 +22,8 @@ PROC_SUPER_MAGIC = 0x9FA0
 MOST_TRIES = 16
 INT = 0xFFFFFFFF
 STATFS_SIZE = 256
+BOUNDS = lib.RESOLVE_BENEATH | lib.RESOLVE_IN_ROOT
+TMPFILE = os.O_TMPFILE & ~os.O_DIRECTORY
 
 
 class Opening:
@@ -78,85 +80,97 @@ class Opening:
         and none of /proc, where "self" would be us; magic links are not followed.
 
         Raises: what openat2 raises; EACCES for another kind of file, EXDEV where the directory that
-            the path starts from is not in the process's root; ProcessLookupError.
+            the path starts from is not in the process's root; EOPNOTSUPP for O_PATH, which the
+            kernel does not hand over; ProcessLookupError.
         Since: Linux 5.6. See: RESOLVE_IN_ROOT in openat2(2).
         """
         name = self.path if path is None else os.fsencode(path)
-        root, start = self._root_and_start(absolute=name.startswith(b"/"))
+        if not name:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        if self.flags & os.O_PATH:
+            raise OSError(errno.EOPNOTSUPP, "a descriptor of O_PATH cannot be given to another")
+        of = f"/proc/{self.request.pid}"
+        link = f"{of}/cwd" if self.directory == lib.AT_FDCWD else f"{of}/fd/{self.directory}"
+        bounded = self.resolve & BOUNDS  # by its own words it stays in the directory
+        root = self._linked(link if bounded else f"{of}/root")
         try:
-            if not name:
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-            return self._opened(root, start + b"/" + name)
+            if not bounded and not name.startswith(b"/"):
+                name = self._start(of, link, root) + b"/" + name
+            self.request.check()  # what was read was of this process
+            return self._opened(root, name)
         finally:
             os.close(root)
 
-    def _root_and_start(self, *, absolute: bool) -> tuple[int, bytes]:
-        """The process's root, and the path in it that a relative one is appended to."""
-        of = f"/proc/{self.request.pid}"
-        try:
-            root = os.open(f"{of}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
-            self.request.check()
-            raise
-        try:
-            start = b"/" if absolute else self._start(of, root)
-            self.request.check()  # what was read was of this process
-        except BaseException:
-            os.close(root)
-            raise
-        return root, start
+    def _linked(self, link: str) -> int:
+        """A directory of the process's.
 
-    def _start(self, of: str, root: int) -> bytes:
-        """The name in the root of the directory that a relative path starts from."""
-        at_cwd = self.directory == lib.AT_FDCWD
-        link = f"{of}/cwd" if at_cwd else f"{of}/fd/{self.directory}"
+        Raises: EBADF for a descriptor that it does not have.
+        """
         try:
-            there = os.open(link, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            return os.open(link, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
             self.request.check()
             raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
+
+    def _start(self, of: str, link: str, root: int) -> bytes:
+        """The name in the root of the directory that a relative path starts from."""
+        there = self._linked(link)
         try:
-            above, name = (os.fsencode(os.readlink(path)) for path in (f"{of}/root", link))
+            above, name = (os.fsencode(os.readlink(path)) for path in (f"{of}/root", link))  # noqa: PTH115 - pathlib is slow to import
             if above != b"/":
                 name = name.removeprefix(above)
-            named = openat2(root, name or b"/", os.O_PATH | os.O_DIRECTORY, 0, 0)
-            try:
-                if not os.path.samestat(os.fstat(there), os.fstat(named)):
-                    raise OSError(
-                        errno.EXDEV, "the directory has been moved, or is not in the root"
-                    )
-            finally:
-                os.close(named)
+            if not is_named(root, name or b"/", os.fstat(there)):
+                raise OSError(errno.EXDEV, "the directory has been moved, or is not in the root")
         finally:
             os.close(there)
         return name
 
     def _opened(self, root: int, path: bytes) -> int:
-        """Look at what is there before it is opened: to open a FIFO or a device does something."""
-        makes = self.flags & (os.O_CREAT | os.O_TMPFILE & ~os.O_DIRECTORY)
+        """What is there already, looked at before it is opened; or else what is to be made."""
+        if self.flags & TMPFILE:
+            return openat2(root, path, self.flags, self.mode, self.resolve)
+        makes = self.flags & os.O_CREAT
+        for left in reversed(range(MOST_TRIES)):
+            if not (makes and self.flags & os.O_EXCL):
+                try:
+                    return self._existing(root, path)
+                except FileNotFoundError:
+                    if not makes:
+                        raise
+            try:
+                return openat2(root, path, self.flags | os.O_EXCL, self.mode, self.resolve)
+            except FileExistsError:
+                if self.flags & os.O_EXCL or not left:
+                    raise
+        raise AssertionError
+
+    def _existing(self, root: int, path: bytes) -> int:
+        """To open a FIFO or a device does something, so what it is is seen first."""
         only = self.flags & (os.O_NOFOLLOW | os.O_DIRECTORY)
-        if makes:
-            quiet = self.flags | os.O_NONBLOCK | os.O_NOCTTY
-            fd = openat2(root, path, quiet, self.mode, self.resolve)
-        else:
-            fd = openat2(root, path, os.O_PATH | only, 0, self.resolve)
+        fd = openat2(root, path, os.O_PATH | only, 0, self.resolve)
         try:
             refuse_special(fd)
-            if makes:
-                os.set_blocking(fd, not self.flags & os.O_NONBLOCK)
-            if makes or self.flags & lib.O_PATH:
-                return fd
-            again = os.open(f"/proc/self/fd/{fd}", self.flags & ~os.O_NOFOLLOW | os.O_CLOEXEC)
-        except BaseException:
+            flags = self.flags & ~(os.O_NOFOLLOW | os.O_CREAT) | os.O_CLOEXEC
+            return os.open(f"/proc/self/fd/{fd}", flags)
+        finally:
             os.close(fd)
-            raise
+
+
+def is_named(root: int, path: bytes, about: os.stat_result) -> bool:
+    """Whether a directory has this name in a root."""
+    try:
+        fd = openat2(root, path, os.O_PATH | os.O_DIRECTORY, 0, 0)
+    except OSError:
+        return False
+    try:
+        return os.path.samestat(about, os.fstat(fd))
+    finally:
         os.close(fd)
-        return again
 
 
 def openat2(root: int, path: bytes, flags: int, mode: int, resolve: int) -> int:
-    """Open a path inside a root: openat2, RESOLVE_IN_ROOT."""
-    resolve |= lib.RESOLVE_IN_ROOT | lib.RESOLVE_NO_MAGICLINKS
+    """Open a path inside a root: openat2, RESOLVE_IN_ROOT or what bounds it already."""
+    resolve |= lib.RESOLVE_NO_MAGICLINKS | (0 if resolve & BOUNDS else lib.RESOLVE_IN_ROOT)
     how = HOW.pack(flags | os.O_CLOEXEC, mode, resolve)
     text = path + b"\0"
     for left in reversed(range(MOST_TRIES)):
@@ -171,9 +185,11 @@ def openat2(root: int, path: bytes, flags: int, mode: int, resolve: int) -> int:
 def refuse_special(fd: int) -> None:
     """What is no file or directory, or one of /proc.
 
-    Raises: EACCES.
+    Raises: EACCES; ELOOP for a symbolic link that was not to be followed.
     """
     kind = os.fstat(fd).st_mode
+    if stat.S_ISLNK(kind):
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
     about = bytearray(STATFS_SIZE)
     call("fstatfs", fd, address(about))
     (system,) = struct.unpack_from("@l", about)

@@ -47,8 +47,8 @@ def free_port(ports: range) -> int:
 
 def test_every_example_is_tested() -> None:
     tested = {
-        "bind_and_drop", "container", "first", "network", "private_tmp", "supervise", "two_hosts",
-        "untrusted",
+        "bind_and_drop", "container", "first", "network", "private_tmp", "rewrite_opens",
+        "supervise", "two_hosts", "untrusted",
     }  # fmt: skip
     assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
 
@@ -170,3 +170,16 @@ def test_supervisor_restarts_what_failed_and_leaves_what_is_done() -> None:
     assert told.count("steady: <Exit with status 0>") == 1
     assert told.count("failing: <Exit with status 3>") == 3
     assert told.count("crashing: <Exit by signal SIGSEGV>") == 3
+
+
+def test_a_program_is_shown_other_files() -> None:
+    told = run("rewrite_opens.py")
+    assert "aquarium\n" in told
+    assert "/etc/none/other: No such file or directory" in told
+    assert "\n3\n" in told
+
+
+def test_a_program_of_ours_is_shown_files_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("of ours\n")
+    told = run("rewrite_opens.py", f"/no/such/place={tmp_path}", "--", "cat", "/no/such/place/file")
+    assert "of ours\n" in told
