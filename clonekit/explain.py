@@ -84,7 +84,7 @@ SIGNATURES: dict[str, str] = {
     "rt_sigprocmask": "SIG_ p8 p8 n",
     "sched_setaffinity": "n n p@1",
     "sched_setattr": "n p56 n",
-    "seccomp": "SECCOMP_SET_ n p16",
+    "seccomp": "SECCOMP_SET_ SECCOMP_FILTER_FLAG_| p16",
     "set_mempolicy": "MPOL_ p8 n",
     "sendfile": "fd fd p8 n",
     "setdomainname": "t@1 n",

@@ -92,6 +92,9 @@ CAPABILITY = {
 #: What other errnos of a call mostly mean.
 OTHER = {
     ("landlock_add_rule", errno.EINVAL): "what is no directory cannot have a right of directories",
+    ("seccomp", errno.EBUSY): (
+        "a process has at most one filter with a listener, and this one has one from us"
+    ),
 }
 
 

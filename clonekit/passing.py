@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import NUMBERS, lib
-from clonekit.linux.bpf import answers
 from clonekit.linux.seccomp import AUDIT_ARCH
 from clonekit.records import Call, Data
 
@@ -54,6 +53,8 @@ def closes(program: bytes, record: Record) -> str | None:
     """The name of the call, if the filter would refuse it whatever its unknown arguments are."""
     if type(record) is not Call or type(record.name) is not str:
         return None
+    from clonekit.linux.bpf import answers
+
     known = [value if type(value) is int else None for value in record.operands]
     told = answers(program, AUDIT_ARCH, NUMBERS[record.name], known)
     asked = lib.SECCOMP_RET_USER_NOTIF

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable
@@ -240,3 +241,33 @@ print(call(nr["openat"], AT, 8, 0, 0), openat("x" * 4096), openat("x/" * 2000))
 print(call(nr["openat2"], AT, path("x"), 8, 24))
 """
     assert opened(code) == ["EFAULT ENAMETOOLONG ENOENT", "EFAULT"]
+
+
+def test_a_path_that_another_thread_changes_opens_only_what_was_judged(tree: Path) -> None:
+    judged: list[bytes] = []
+
+    def judge(opening: Opening) -> None:
+        judged.append(opening.path)
+        if not opening.path.endswith(b"/sub/file"):
+            raise PermissionError(errno.EACCES, "not this")
+
+    code = f"""
+texts = [os.fsencode("{tree}/sub/file"), os.fsencode("{tree}/./././file")]
+keep.append(ctypes.create_string_buffer(len(texts[0]) + 9))
+at = ctypes.addressof(keep[0])
+def flip():
+    while True:
+        for text in texts:
+            ctypes.memmove(at, text + bytes(1), len(text) + 1)
+threading.Thread(target=flip, daemon=True).start()
+seen = set()
+for _ in range(2_000):
+    fd = call(nr["openat"], AT, at, 0, 0)
+    seen.add(show(fd))
+    if isinstance(fd, int):
+        os.close(fd)
+print(b"top" in seen, seen <= {{b"sub", "EACCES", "ENOENT", "ENOTDIR"}}, len(seen) > 1, flush=True)
+os._exit(0)
+"""
+    assert opened(code, Supervisor(judge)) == ["False True True"]
+    assert len(set(judged)) > 1

@@ -14,7 +14,7 @@ from filtered import START
 from parent_snapshot import descriptors
 from supervised import served, target
 
-from clonekit import DeclarationError, Filter, SpawnError, spawn
+from clonekit import DeclarationError, Filter, SpawnError, Spec, nascent, spawn
 from clonekit.linux.abi import NUMBERS
 from clonekit.notify import Listener, Request
 
@@ -205,8 +205,9 @@ try:
     spawn(["true"], no_new_privs=True, seccomp=Filter("ALLOW").notify("acct", to=Listener()))
 except SpawnError as error:
     print(errno.errorcode[error.errno], error.syscall)
+    print("one filter with a listener" in error.hint)
 """
-    assert served(code, lambda request: request.result()) == ["EBUSY seccomp"]
+    assert served(code, lambda request: request.result()) == ["EBUSY seccomp", "True"]
 
 
 def test_the_listener_of_a_child_that_changes_its_ids_takes_the_right_to_trace_it() -> None:
@@ -220,3 +221,40 @@ def test_the_listener_of_a_child_that_changes_its_ids_takes_the_right_to_trace_i
             return
         with pytest.raises(DeclarationError, match="CAP_SYS_PTRACE"):
             spawn(["true"], capabilities={"permitted": []}, **given)
+
+
+def test_a_filter_with_a_listener_takes_the_right_to_install_it() -> None:
+    lacks = {"capabilities": []} if os.geteuid() == 0 else {}
+    with Listener() as listener:
+        made = Filter("ALLOW").notify("getpgid", to=listener)
+        with pytest.raises(SpawnError, match="needs no_new_privs=True") as caught:
+            spawn(["true"], seccomp=made, **lacks)
+        assert (caught.value.errno, caught.value.syscall) == (errno.EACCES, "seccomp")
+        assert "has no filter" in repr(listener)
+
+
+def test_a_program_that_is_suspended_is_supervised() -> None:
+    with Listener() as listener:
+        made = Filter("ALLOW").notify("mkdir", "mkdirat", to=listener)
+        given: dict[str, Any] = {"no_new_privs": True, "seccomp": made, "suspended": True}
+        suspended = spawn(["mkdir", "/nonexistent/directory"], **given)
+        with suspended, suspended.resume() as process:
+            listener.serve(lambda request: request.result())
+            assert process.wait().status == 0
+
+
+def test_a_child_that_has_waited_is_supervised() -> None:
+    with Listener() as listener, nascent() as child:
+        made = Filter("ALLOW").notify("mkdir", "mkdirat", to=listener)
+        given: dict[str, Any] = {"no_new_privs": True, "seccomp": made}
+        with child.start(["mkdir", "/nonexistent/directory"], **given) as process:
+            listener.serve(lambda request: request.result())
+            assert process.wait().status == 0
+
+
+def test_explain_shows_what_is_fetched() -> None:
+    listener = Listener()
+    made = Filter("ALLOW").notify("getpgid", to=listener)
+    texts = [entry["text"] for entry in Spec(["true"], seccomp=made).program().explain()]
+    assert any("NEW_LISTENER" in str(text) for text in texts)
+    listener.close()

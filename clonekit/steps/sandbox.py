@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import NUMBERS, lib
-from clonekit.linux.bpf import answers
 from clonekit.linux.seccomp import AUDIT_ARCH, seccomp_flags_available
 from clonekit.records import Ask, Call, Data, Fd, Slot
 from clonekit.steps.step import Option, step
@@ -141,7 +141,7 @@ def install_seccomp_filter(
     if listener is None:
         yield Call("seccomp", lib.SECCOMP_SET_MODE_FILTER, flags, fprog)
         return
-    about_exec = asks_of_last(program)
+    about_exec = asks_of_last(bytes(program))
     slot = Slot()
     flags |= listener_flags()
     yield Ask(
@@ -159,8 +159,11 @@ def listener_flags() -> int:
     return killable if seccomp_flags_available(killable) else flags
 
 
+@lru_cache(maxsize=16)
 def asks_of_last(program: bytes) -> bool:
     """Whether a filter may ask its supervisor about what the child itself does after it."""
+    from clonekit.linux.bpf import answers
+
     return any(
         answer & lib.SECCOMP_RET_ACTION_FULL == lib.SECCOMP_RET_USER_NOTIF
         for name in LAST_CALLS
