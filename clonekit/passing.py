@@ -41,7 +41,7 @@ def refuse_closed(lists: Sequence[Sequence[Record]], steps: Sequence[Step]) -> N
 
 
 def filter_of(record: Record) -> bytes | None:
-    """The filter that a record installs, without a listener's."""
+    """The filter that a record installs, if it does."""
     if type(record) is not Call or record.name != "seccomp" or len(record.operands) < 3:  # noqa: PLR2004 - its three
         return None
     data = record.operands[2]
