@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -258,3 +259,30 @@ def test_explain_shows_what_is_fetched() -> None:
     texts = [entry["text"] for entry in Spec(["true"], seccomp=made).program().explain()]
     assert any("NEW_LISTENER" in str(text) for text in texts)
     listener.close()
+
+
+def test_a_program_in_namespaces_of_its_own_is_supervised(need: Callable[[str], None]) -> None:
+    need("user")
+    seen = []
+
+    def handler(request: Request) -> None:
+        text = request.read_string(request.arguments[0])
+        seen.append((text, os.readlink(f"/proc/{request.pid}/ns/pid") != ours))
+        request.result(2)
+
+    ours = os.readlink("/proc/self/ns/pid")
+    code = """
+text = ctypes.create_string_buffer(b"text")
+print(os.getpid(), call(nr["getpgid"], ctypes.addressof(text)))
+"""
+    fields = {"namespaces": ["user", "pid", "uts", "net", "ipc"], "uid_map": 0, "gid_map": 0}
+    assert served(code, handler, **fields) == ["1 2"]
+    assert seen == [(b"text", True)]
+
+
+def test_a_supervisor_and_an_init_are_not_had_together(need: Callable[[str], None]) -> None:
+    need("user")
+    with Listener() as listener:
+        made = Filter("ALLOW").notify("getpgid", to=listener)
+        with pytest.raises(DeclarationError, match="from the first stage"):
+            spawn(["true"], namespaces=["user", "pid"], init=True, seccomp=made)
