@@ -61,9 +61,7 @@ def addresses_of(field: str, texts: Iterable[str]) -> list[Address]:
     return addresses
 
 
-def routes_of(
-    routes: Mapping[str, str | None], gateway: str | Iterable[str] | None
-) -> list[Route]:
+def routes_of(routes: Mapping[str, str | None], gateway: str | Iterable[str] | None) -> list[Route]:
     """Routes, and those of everything else behind them."""
     import ipaddress
 
@@ -76,11 +74,12 @@ def routes_of(
             raise DeclarationError(msg) from None
         made.append((network, None if via is None else router_of(via)))
     for text in [gateway] if isinstance(gateway, str) else gateway or ():
-        via = router_of(text)
-        made.append((ipaddress.ip_network("0.0.0.0/0" if via.version == 4 else "::/0"), via))  # noqa: PLR2004
-    for network, router in made:
-        if router is not None and router.version != network.version:
-            msg = f"routes: {network} cannot be reached by {router}; give a router of its family"
+        router = router_of(text)
+        all_else = "0.0.0.0/0" if router.version == 4 else "::/0"  # noqa: PLR2004 - IPv4
+        made.append((ipaddress.ip_network(all_else), router))
+    for network, known in made:
+        if known is not None and known.version != network.version:
+            msg = f"routes: {network} cannot be reached by {known}; give a router of its family"
             raise DeclarationError(msg)
     return made
 

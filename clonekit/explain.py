@@ -108,10 +108,11 @@ SIGNATURES: dict[str, str] = {
 #: Constants that belong together without a prefix of their own.
 FAMILIES = {
     "PR_": ("PR_SET_", "PR_GET_", "PR_CAPBSET_", "PR_CAP_AMBIENT", "PR_SCHED_CORE"),
-    "TREE_": ("OPEN_TREE_", "AT_EMPTY_PATH", "AT_RECURSIVE", "AT_SYMLINK_NOFOLLOW"),
-#: What constants begin with that stand in one place, where that is not what the word says.
     "IOC": ("TIOC", "SIOC"),
+    "TREE_": ("OPEN_TREE_", "AT_EMPTY_PATH", "AT_RECURSIVE", "AT_SYMLINK_NOFOLLOW"),
 }
+#: What nobody says any more.
+OLD_NAMES = ("AF_ROUTE",)
 SHORT = 16
 SHOWN = 4
 LONGEST = 200
@@ -125,7 +126,9 @@ def constants(prefix: str) -> dict[int, str]:
         starts = FAMILIES.get(prefix, (prefix,))
         table: dict[int, str] = {}
         for name in sorted(dir(lib), key=lambda name: (len(name), name)):
-            if name.startswith(starts) and (prefix != "SIG" or "_" not in name):
+            if name in OLD_NAMES or not name.startswith(starts):
+                continue
+            if prefix != "SIG" or "_" not in name:
                 table.setdefault(getattr(lib, name), name)
         _constants[prefix] = table
     return _constants[prefix]

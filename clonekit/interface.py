@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     Undo: TypeAlias = Callable[[], object]
 
 
-
 class Interface:
     """What each interface in a child's network may have.
 
@@ -41,6 +40,7 @@ class Interface:
     def __init__(
         self,
         name: str,
+        *,
         addresses: Iterable[str],
         gateway: str | Iterable[str] | None,
         routes: Mapping[str, str | None] | None,
@@ -108,10 +108,10 @@ class undoing:  # noqa: N801 - it reads as a statement
 
 def undone(undo: Undo) -> None:
     """Undo; what cannot be undone is gone already, or goes with the child's network."""
-    try:
+    from contextlib import suppress
+
+    with suppress(OSError):
         undo()
-    except OSError:
-        pass
 
 
 def new_name() -> str:
@@ -153,22 +153,23 @@ def checked(interfaces: Interface | Iterable[Interface]) -> list[Interface]:
 
     Raises: DeclarationError.
     """
+    from contextlib import closing
+
     from clonekit.rtnl import Rtnl, require_pyroute2
 
     require_pyroute2()
     values = [interfaces] if isinstance(interfaces, Interface) else list(interfaces)
-    outside = Rtnl.here()
     names: set[str] = {"lo"}
-    for value in values:
-        if not isinstance(value, Interface):
-            msg = f"{value!r} is no interface; give Veth(...), Macvlan(...) or Move(...)"
-            raise DeclarationError(msg)
-        if value.name in names:
-            msg = f"two interfaces would be {value.name}; give {value!r} another name"
-            raise DeclarationError(msg)
-        names.add(value.name)
-        value.check(outside)
-    outside.close()
+    with closing(Rtnl.here()) as outside:
+        for value in values:
+            if not isinstance(value, Interface):
+                msg = f"{value!r} is no interface; give Veth(...), Macvlan(...) or Move(...)"
+                raise DeclarationError(msg)
+            value.check(outside)
+            if value.name in names:
+                msg = f"two interfaces would be {value.name}; give {value!r} another name"
+                raise DeclarationError(msg)
+            names.add(value.name)
     return values
 
 

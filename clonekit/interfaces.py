@@ -59,12 +59,14 @@ class Veth(Interface):
         mtu: int | None = None,
         mac: str | None = None,
     ) -> None:
-        super().__init__(name, addresses, gateway, routes, mtu, mac)
+        super().__init__(
+            name, addresses=addresses, gateway=gateway, routes=routes, mtu=mtu, mac=mac,
+        )  # fmt: skip
         self.peer = None if peer is None else interface_name(peer)
         self.peer_addresses = addresses_of("peer_addresses", peer_addresses)
         self.bridge = None if bridge is None else interface_name(bridge)
         self.into = into
-        if into is not None and not hasattr(into, "rtnl"):
+        if into is not None and not hasattr(type(into), "rtnl"):
             msg = f"into is {into!r}; give a clonekit.network.Network"
             raise DeclarationError(msg)
         if bridge is not None and into is not None:
@@ -145,7 +147,9 @@ class Macvlan(Interface):
         mtu: int | None = None,
         mac: str | None = None,
     ) -> None:
-        super().__init__(name, addresses, gateway, routes, mtu, mac)
+        super().__init__(
+            name, addresses=addresses, gateway=gateway, routes=routes, mtu=mtu, mac=mac,
+        )  # fmt: skip
         self.parent = interface_name(parent)
         if mode not in MODES:
             msg = f"mode is {mode!r}; give {', '.join(MODES)}"
@@ -202,7 +206,10 @@ class Move(Interface):
         mac: str | None = None,
     ) -> None:
         self.interface = interface_name(interface)
-        super().__init__(interface if name is None else name, addresses, gateway, routes, mtu, mac)
+        super().__init__(
+            interface if name is None else name,
+            addresses=addresses, gateway=gateway, routes=routes, mtu=mtu, mac=mac,
+        )  # fmt: skip
 
     def check(self, outside: Rtnl) -> None:
         """Whether we have it."""

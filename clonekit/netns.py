@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import call, lib
@@ -73,7 +74,7 @@ def remove(name: str) -> None:
     except OSError as error:
         if error.errno != errno.EINVAL:  # nothing is mounted there: who made it, was ended
             raise type(error)(error.errno, error.strerror, path) from None
-    os.unlink(path)
+    os.unlink(path)  # noqa: PTH108 - pathlib is slow to import
 
 
 def names() -> list[str]:
@@ -86,8 +87,12 @@ def names() -> list[str]:
 
 def checked(name: object) -> str:
     """A name that is one file of the directory."""
-    good = isinstance(name, str) and name not in {"", ".", ".."} and not set(name) & {"/", "\0"}
-    if not good or len(os.fsencode(name)) > MOST_BYTES:
+    if (
+        not isinstance(name, str)
+        or name in {"", ".", ".."}
+        or set(name) & {"/", "\0"}
+        or len(os.fsencode(name)) > MOST_BYTES
+    ):
         msg = f"{name!r} cannot name a network; give 1 to {MOST_BYTES} bytes without a slash"
         raise DeclarationError(msg)
     return name
@@ -98,10 +103,8 @@ def shared_directory() -> int:
     import fcntl
 
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        os.mkdir(DIRECTORY, 0o755)
-    except FileExistsError:
-        pass
+    with suppress(FileExistsError):
+        os.mkdir(DIRECTORY, 0o755)  # noqa: PTH102 - pathlib is slow to import
     below = os.open(DIRECTORY, flags)
     path = bytearray(os.fsencode(DIRECTORY) + b"\0")
     try:

@@ -36,7 +36,7 @@ class Network:
     __slots__ = ("_fd", "_rtnl", "_users")
 
     def __init__(self, fd: int, *, users: int = -1, rtnl: Rtnl | None = None) -> None:
-        """Own the descriptors of a network namespace, and of a user namespace to be joined first."""
+        """Own a network namespace's descriptor, and that of a user namespace to be joined first."""
         self._fd = fd
         self._users = users
         self._rtnl = rtnl
@@ -53,7 +53,7 @@ class Network:
 
     @property
     def join(self) -> list[int]:
-        """What a declaration's `join` takes: also the user namespace that owns it, if it is ours."""
+        """What a declaration's `join` takes: the user namespace that owns it first, if ours."""
         own = [self.fileno()]
         return own if self._users < 0 else [self._users, *own]
 
@@ -103,10 +103,10 @@ class Network:
 
 
 def networks(count: int = 1) -> tuple[Network, ...]:
-    """New network namespaces, that can be connected to each other: clone3 and unshare, CLONE_NEWNET.
+    """New networks, which can be connected to each other: clone3 and unshare, CLONE_NEWNET.
 
-    Where we may not make them, they are in one new user namespace, whose uid 0 and gid 0 we are: who
-    joins them is root in there. Each of them has a loopback interface that is down.
+    Where we may not make them, they belong to one new user namespace, whose uid 0 and gid 0 we are:
+    who joins them is root in there. Each of them has a loopback interface that is down.
 
     A child that waits makes them, and ends: no thread of ours is ever in another network.
 

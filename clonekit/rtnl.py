@@ -155,7 +155,9 @@ class Rtnl:
         attributes = [*attributes, ("IFLA_LINKINFO", {"attrs": information})]
         self._ask(link_message(attributes), "NEWLINK", _CREATE | _EXCLUSIVE, what)
 
-    def set_link(self, index: int, attributes: Attributes, what: str, *, up: bool | None = None) -> None:
+    def set_link(
+        self, index: int, attributes: Attributes, what: str, *, up: bool | None = None
+    ) -> None:
         """Change an interface, and with `up` bring it up (True) or down."""
         self._ask(link_message(attributes, index, up=up), "SETLINK", 0, what)
 
@@ -178,7 +180,7 @@ class Rtnl:
         self._ask(message, "NEWADDR", _CREATE | _EXCLUSIVE, f"address {address}")
 
     def add_route(self, index: int, destination: Any, via: Any) -> None:
-        """A route to an `ipaddress` network by an interface, through a gateway or without (None)."""
+        """A route to an `ipaddress` network by an interface, through a router or without (None)."""
         from pyroute2.netlink import rtnl
         from pyroute2.netlink.rtnl.rtmsg import rtmsg
 

@@ -261,6 +261,13 @@ def has_veth() -> None:
     left.add(Veth(into=right))
 
 
+def has_macvlan() -> None:
+    """Raise where the kernel makes no macvlan."""
+    left, right = networks(2)
+    left.add(Veth("ckone", into=right))
+    left.rtnl.add_link("macvlan", [], [("IFLA_LINK", left.rtnl.index("ckone"))], "macvlan")
+
+
 def landlock_abi() -> None:
     """Raise where Landlock is off."""
     call("landlock_create_ruleset", 0, 0, 1)
@@ -278,6 +285,7 @@ NEEDS: dict[str, Callable[[], str]] = {
     "time": unsharing("time"),
     "net": unsharing("net"),
     "veth": lambda: apart(has_veth),
+    "macvlan": lambda: apart(has_macvlan),
     "rtprio": lambda: apart(lambda: os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))),
     "chroot": lambda: apart(
         lambda: (call("unshare", lib.CLONE_NEWUSER) if os.geteuid() else 0, os.chroot("/"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import re
 import signal
@@ -78,15 +79,12 @@ def compared(run: Run) -> int:
     last: Row | None = None
     for number, row in enumerate(run.rows):
         call = calls[at]
-        waits = row["text"].startswith("wait for the parent: ")  # and may hear that it failed
-        if last is not None and call.name == "exit_group" and not waits:
+        if last is not None and call.name == "exit_group" and not waits(row):
             return ended(run, last, number)
         if "syscall" not in row:
             load(row, registers, ends)
-            if waits or "parent" in row:
-                last = row
-                while calls[at].name in WAITING:
-                    at += 1
+            last = asked(row) or last
+            at += waiting(calls[at:])
             continue
         compare(row, call, registers, unreadable=unreadable)
         if "result" in row:
@@ -106,6 +104,21 @@ def compared(run: Run) -> int:
         message = f"more calls than were explained: {calls[at]}"
         raise DifferenceError(message)
     return ended(run, last, len(run.rows))
+
+
+def waits(row: Row) -> bool:
+    """Whether a child waits for its parent, and may hear that it has failed."""
+    return str(row["text"]).startswith("wait for the parent: ")
+
+
+def asked(row: Row) -> Row | None:
+    """The row, if it is one in which a child asks or waits."""
+    return row if waits(row) or "parent" in row else None
+
+
+def waiting(calls: list[Seen]) -> int:
+    """How many calls a child makes to tell its parent, and to wait."""
+    return sum(1 for _ in itertools.takewhile(lambda call: call.name in WAITING, calls))
 
 
 def load(row: Row, registers: dict[str, int], ends: list[int]) -> None:

@@ -14,6 +14,7 @@ from clonekit.steps.step import Option, step
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from typing import Any
 
     from clonekit.records import Records
 
@@ -135,15 +136,16 @@ def is_entered(name: str, names: Iterable[str] | str, joined: object) -> bool:
     flag = namespace(name)
     if flag in {namespace(each) for each in ([names] if isinstance(names, str) else names)}:
         return True
-    for fd, *named in joins(joined):
-        if named and isinstance(named[0], str | list | tuple):
-            kinds = {namespace(each) for each in ([named[0]] if isinstance(named[0], str) else named[0])}
-        else:
-            number = fd if isinstance(fd, int) else getattr(fd, "fileno", lambda: -1)()
-            kinds = {kind_of(number) if number >= 0 else 0}
-        if kinds & {flag, 0}:
-            return True
-    return False
+    return any(flag in kinds or 0 in kinds for kinds in map(kinds_of, joins(joined)))
+
+
+def kinds_of(entry: tuple[Any, ...]) -> set[int]:
+    """The namespaces that an entry of `join` leads into; 0 for what cannot be told."""
+    fd, *names = entry
+    if names:
+        return {namespace(each) for each in ([names[0]] if isinstance(names[0], str) else names[0])}
+    number = fd if isinstance(fd, int) else getattr(fd, "fileno", lambda: -1)()
+    return {kind_of(number) if number >= 0 else 0}
 
 
 def parse_join(text: str) -> tuple[object, ...]:

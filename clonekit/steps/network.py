@@ -54,7 +54,12 @@ def furnish_network(interfaces: Interface | Iterable[Interface]) -> Records:
         inside = fetched(child, socket)
         with undoing(inside.close):
             undo = make_all(values, inside)
-        return lambda: (undo(), inside.close())
+
+        def leave() -> None:
+            undo()
+            inside.close()
+
+        return leave
 
     kind = lib.SOCK_DGRAM | lib.SOCK_CLOEXEC
     yield Call("socket", lib.AF_NETLINK, kind, 0, to=socket)
