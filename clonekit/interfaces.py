@@ -222,6 +222,8 @@ class Move(Interface):
         """Under a name that nobody has, so that the kernel moves it whatever is there already."""
         # The way back takes our rights in both networks; the child that has opened `inside` may
         # have none in ours.
+        from contextlib import closing
+
         from clonekit.rtnl import Rtnl
 
         before = outside.look(self.interface)
@@ -230,19 +232,21 @@ class Move(Interface):
         target = [("IFLA_IFNAME", name), ("IFLA_NET_NS_FD", inside.namespace())]
         home = [("IFLA_IFNAME", self.interface), ("IFLA_NET_NS_FD", outside.namespace())]
         old = [(each, before.get_attr(each)) for each in ("IFLA_MTU", "IFLA_ADDRESS")]
-        with undoing(ours.close):
-            outside.set_link(before["index"], target, repr(self))
-            index = ours.index(name)
+
+        moved: list[int] = []
 
         def undo() -> None:
-            ours.set_link(index, [], f"{self.name} down", up=False)
-            undone(lambda: ours.set_link(index, old, f"{self.interface} as it was"))
-            ours.set_link(index, home, f"{self.interface} moved back")
-            ours.close()
+            with closing(ours):
+                index = moved[0] if moved else ours.index(name)
+                ours.set_link(index, [], f"{self.name} down", up=False)
+                undone(lambda: ours.set_link(index, old, f"{self.interface} as it was"))
+                ours.set_link(index, home, f"{self.interface} moved back")
 
         with undoing(undo):
-            ours.set_link(index, self.own(), repr(self))
-            self.furnish(inside, index)
+            outside.set_link(before["index"], target, repr(self))
+            moved.append(ours.index(name))
+            ours.set_link(moved[0], self.own(), repr(self))
+            self.furnish(inside, moved[0])
         return undo
 
     def _told(self) -> dict[str, object]:

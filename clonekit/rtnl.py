@@ -67,7 +67,10 @@ class Rtnl:
     @classmethod
     def here(cls) -> Rtnl:
         """One of the network namespace of the calling thread."""
-        return cls(opened())
+        import socket
+
+        kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
+        return cls(socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE).detach())
 
     @classmethod
     def inside(cls, namespace: int) -> Rtnl:
@@ -77,12 +80,12 @@ class Rtnl:
         """
         from threading import Thread
 
-        made: list[int | OSError] = []
+        made: list[Rtnl | OSError] = []
 
         def enter() -> None:
             try:
                 call("setns", namespace, lib.CLONE_NEWNET)
-                made.append(opened())
+                made.append(cls.here())
             except OSError as error:
                 made.append(error)
 
@@ -91,7 +94,7 @@ class Rtnl:
         thread.join()
         if isinstance(made[0], OSError):
             raise made[0]
-        return cls(made[0])
+        return made[0]
 
     def fileno(self) -> int:
         """The socket's descriptor."""
@@ -218,14 +221,6 @@ class Rtnl:
                     return answer
                 answer = one
                 at += -(-length // 4) * 4
-
-
-def opened() -> int:
-    """A netlink socket of the calling thread's network namespace."""
-    import socket
-
-    kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
-    return socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE).detach()
 
 
 def refuse(answer: bytes, told: int, what: str) -> None:

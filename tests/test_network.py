@@ -15,7 +15,7 @@ from parent_snapshot import unchanged
 from step_cases import missing, output
 
 from clonekit import DeclarationError, Process, Program, Slot, SpawnError, nascent, spawn
-from clonekit.network import Macvlan, Move, Veth
+from clonekit.network import Interface, Macvlan, Move, Veth
 from clonekit.steps import (
     bind_socket,
     execute,
@@ -70,11 +70,28 @@ def test_a_child_talks_to_its_parent_over_a_cable(ours: str, theirs: str, length
 @alone()
 def test_two_children_talk_over_a_bridge() -> None:
     add_bridge("ckbr0")
+    assert talk(
+        Veth(bridge="ckbr0", addresses=[f"{HERE}/24"]),
+        Veth(bridge="ckbr0", addresses=[f"{THERE}/24"]),
+    )
+
+
+@alone("macvlan")
+def test_two_children_talk_over_one_interface_of_ours() -> None:
+    add_pair("ckone", "cktwo")
+    assert talk(
+        Macvlan("ckone", addresses=[f"{HERE}/24"]), Macvlan("ckone", addresses=[f"{THERE}/24"])
+    )
+    assert until(lambda: interfaces() == ["ckone", "cktwo", "lo"])
+
+
+def talk(one: Interface, other: Interface) -> bool:
+    """Whether a child that has this interface hears one that has the other."""
     listener = Slot("listener")
     reader, writer = os.pipe()
     hearing = child(
         sys.executable, "-c", HEAR,
-        network=[Veth(bridge="ckbr0", addresses=[f"{HERE}/24"])],
+        network=one,
         steps=[
             open_socket(socket.AF_INET, socket.SOCK_STREAM, name="listener"),
             bind_socket(listener, (HERE, 80)), listen_socket(listener),
@@ -82,11 +99,11 @@ def test_two_children_talk_over_a_bridge() -> None:
         fds={1: writer, 2: 2, 3: listener},
     )  # fmt: skip
     os.close(writer)
-    network = [Veth(bridge="ckbr0", addresses=[f"{THERE}/24"])]
-    with hearing, child(sys.executable, "-c", SAY, HERE, "80", network=network) as saying:
+    with hearing, child(sys.executable, "-c", SAY, HERE, "80", network=other) as saying:
         with open(reader) as told:
-            assert told.read() == f"heard {THERE}\n"
+            heard = told.read()
         assert (saying.wait().status, hearing.wait().status) == (0, 0)
+    return heard == f"heard {THERE}\n"
 
 
 @alone()
