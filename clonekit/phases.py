@@ -9,7 +9,7 @@ PHASES: dict[str, str] = {
     "table": "the descriptor table becomes the child's own before anything opens or closes",
     "maps": "ids must have a meaning in a new user namespace before anything is done with them",
     "join": "namespaces are joined while we still have the capabilities that this takes",
-    "namespaces": "new namespaces are furnished: names, clocks",
+    "namespaces": "new namespaces are furnished: names, clocks, interfaces",
     "session": "a session and its terminal come before descriptors of the terminal are replaced",
     "adjust": "/proc/self is written before credentials change, which make it root's",
     "opening": "files are opened and sockets bound with the parent's ids, in the parent's root",
