@@ -39,6 +39,11 @@
  * H12 While a child waits for what it has asked of its parent, a filter that it has installed may
  *     forbid the call by which it would sleep.
  *     Then it waits awake, without a call; not for long, and not under a real-time policy.
+ * H13 Until the vector is placed the child has more descriptors than the program, and a root that
+ *     somebody else has written may hold a symlink to /proc/self/fd: the program would begin in a
+ *     directory outside of its root (CVE-2024-21626).
+ *     Paths of mounts, and of the root and directory among others' files, are looked up with
+ *     RESOLVE_NO_MAGICLINKS (trees.py, steps/place.py).
  */
 #include <stddef.h>
 #include <stdint.h>

@@ -1,6 +1,6 @@
 /* The parent's part of a spawn: memory for the child, the clone, and what became of it.
  *
- * libc is allowed here. The hazards H1 to H11 are the child's (machine.c); the parent has its own:
+ * libc is allowed here. The hazards H1 to H13 are the child's (machine.c); the parent has its own:
  *
  * P1  A signal that arrives between clone and exec must not reach a handler in the child.
  *     All signals, libc's internal ones too, are blocked by the raw call around the clone.

@@ -96,6 +96,10 @@ CAPABILITY = {
 }
 #: What other errnos of a call mostly mean.
 OTHER = {
+    ("openat2", errno.ELOOP): (
+        "a link of /proc is on the way, which the child could follow to what the program shall not "
+        "have; give a descriptor"
+    ),
     ("seccomp", errno.EBUSY): (
         "a process has at most one filter with a listener, and this one has one from us"
     ),

@@ -156,5 +156,8 @@ def nest_user_namespace(ids: tuple[int, int]) -> Records:
     yield from write_file("/proc/self/setgroups", b"deny").records()
     yield from write_file("/proc/self/gid_map", b"%d %d 1" % (gid, gid)).records()
     yield from write_file("/proc/self/uid_map", b"%d %d 1" % (uid, uid)).records()
+    # Whether that was a /proc, and not a file that a root has in its place, the ids tell.
+    yield Call("getuid", expect=uid)
+    yield Call("getgid", expect=gid)
     if apart:
         yield Call("prctl", lib.PR_SET_DUMPABLE, 0, 0, 0, 0)

@@ -7,8 +7,8 @@ import struct
 
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import lib
-from clonekit.records import Call, Fd
-from clonekit.steps.opening import path_of
+from clonekit.records import Call, Data, Fd, Slot
+from clonekit.steps.opening import OPEN_HOW, path_of
 from clonekit.steps.step import Option, step
 
 TYPE_CHECKING = False
@@ -18,32 +18,60 @@ if TYPE_CHECKING:
 MOST_UMASK = 0o777
 
 
+def entered(path: str | bytes | os.PathLike[str]) -> Records:
+    """Be in a directory that no link of /proc leads to, H13."""
+    place = Slot()
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+    how = Data(OPEN_HOW.pack(flags, 0, lib.RESOLVE_NO_MAGICLINKS))
+    yield Call(
+        "openat2", lib.AT_FDCWD, path_of(path), how, OPEN_HOW.size, to=place, retry=True
+    )  # fmt: skip
+    yield Call("fchdir", Fd(place))
+    yield Call("close", Fd(place))
+
+
 @step(phase="place", field="root", lasting=True, option=Option("PATH"))
-def change_root(path: str | bytes | os.PathLike[str] | int) -> Records:
+def change_root(
+    path: str | bytes | os.PathLike[str] | int, *, magic_links: bool = True
+) -> Records:
     """Make `path`, or a directory's descriptor, the root, and be in it: chroot, chdir.
 
-    A root is not a jail for a privileged program: give up CAP_SYS_CHROOT too.
+    A root is not a jail for a privileged program: give up CAP_SYS_CHROOT too. `magic_links` is as
+    for `change_directory`.
 
     Raises: EPERM without CAP_SYS_CHROOT, ENOENT, ENOTDIR, EACCES. See: chroot(2).
     """
-    if isinstance(path, str | bytes | os.PathLike):
+    if not isinstance(path, str | bytes | os.PathLike):
+        yield Call("fchdir", Fd(path))
+        yield Call("chroot", b".\0")
+    elif magic_links:
         yield Call("chroot", path_of(path))
     else:
-        yield Call("fchdir", Fd(path))
+        yield from entered(path)
         yield Call("chroot", b".\0")
     yield Call("chdir", b"/\0")
 
 
 @step(phase="place", field="cwd", lasting=True, option=Option("PATH"))
-def change_directory(path: str | bytes | os.PathLike[str] | int) -> Records:
+def change_directory(
+    path: str | bytes | os.PathLike[str] | int, *, magic_links: bool = True
+) -> Records:
     """Change the current directory, to a path in the child's root or a descriptor: chdir, fchdir.
 
-    Raises: ENOENT, ENOTDIR, EACCES. See: chdir(2).
+    Without `magic_links`, a path that leads over a link of /proc, as /proc/self/fd/3, is refused:
+    the child still has descriptors that the program will not have, and who wrote the root could
+    have put a symlink to one of them there. A declaration with a root of its own, or a namespace
+    that is joined, does so.
+
+    Raises: ENOENT, ENOTDIR, EACCES; ELOOP for a link of /proc. Since: without `magic_links` Linux
+        5.6. See: chdir(2), openat2(2).
     """
-    if isinstance(path, str | bytes | os.PathLike):
+    if not isinstance(path, str | bytes | os.PathLike):
+        yield Call("fchdir", Fd(path))
+    elif magic_links:
         yield Call("chdir", path_of(path))
     else:
-        yield Call("fchdir", Fd(path))
+        yield from entered(path)
 
 
 @step(phase="place", field="umask", lasting=True, option=Option("OCTAL", lambda text: int(text, 8)))
