@@ -28,10 +28,8 @@ def bridge(arranged: Any, moves: Mapping[int, Fd]) -> None:
     at, lists = arranged.stage, arranged.lists
     moved = arranged.moved if arranged.vector < at else {}
     alive = moved.get(Fd(ALIVE), Fd(ALIVE))
-    taken = map(Fd, carried(record for records in lists[at + 1 :] for record in records))
-    known = {*taken, *moved}
-    read = (fd for step, fd in arranged.fds if step > at)
-    used = [fd for fd in read if type(fd.of) is int or fd in known]
+    made = {getattr(record, "to", None) for records in lists[at + 1 :] for record in records}
+    used = [fd for step, fd in arranged.fds if step > at and fd.of not in made]
     if arranged.vector > at:
         used += moves.values()
     before: list[Record] = []
