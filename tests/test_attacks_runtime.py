@@ -80,12 +80,13 @@ def test_a_sealed_tool_that_enters_is_not(
     """CVE-2019-5736: a program that is held in memory, and sealed, has no file to be written."""
     install(root, built / "escape")
     content = Path(busybox()).read_bytes()
-    with SealedProgram(content) as tool, watched(root, apart) as (container, told):
+    with watched(root, apart) as (container, told):
         for _ in range(10):
-            enter(container, ["sleep", "0.01"], executable=tool, env={}).wait()
+            with SealedProgram(content) as tool:  # each its own: one may be kept busy
+                enter(container, ["sleep", "0.01"], executable=tool, env={}).wait()
+                assert os.pread(tool.fileno(), 64, 0) == content[:64]
         container.kill()
         assert "wrote" not in told()
-        assert os.pread(tool.fileno(), 64, 0) == content[:64]
 
 
 def test_neither_init_nor_those_that_enter_can_be_overwritten(
@@ -93,7 +94,6 @@ def test_neither_init_nor_those_that_enter_can_be_overwritten(
 ) -> None:
     """CVE-2019-5736: the first stage is pid 1 here, and runs in there each time somebody enters."""
     install(root, built / "escape")
-    before = os.pread(first_stage(), 1 << 20, 0)
     python = os.stat("/proc/self/exe")
     with watched(root, apart, init=True) as (init, told):
         (program,) = Path(f"/proc/{init.pid}/task/{init.pid}/children").read_text().split()
@@ -102,14 +102,15 @@ def test_neither_init_nor_those_that_enter_can_be_overwritten(
                 assert process.wait().status == 0
         init.kill()
         assert "wrote" not in told()
-    assert os.pread(first_stage(), 1 << 20, 0) == before
     after = os.stat("/proc/self/exe")
     assert (python.st_mtime_ns, python.st_size) == (after.st_mtime_ns, after.st_size)
 
 
 def test_the_first_stage_is_refused_every_way_of_writing() -> None:
     """What a thief of its descriptor could do with it: seals forbid it, and more seals, too."""
-    path = f"/proc/self/fd/{first_stage()}"
+    own = first_stage()
+    path = f"/proc/self/fd/{own}"
+    os.fchmod(own, 0o777)
     fd = os.open(path, os.O_RDWR)
     try:
         for attempt in (
@@ -120,6 +121,25 @@ def test_the_first_stage_is_refused_every_way_of_writing() -> None:
                 attempt()
     finally:
         os.close(fd)
+        os.close(own)
+
+
+@pytest.mark.usefixtures("root")
+def test_who_keeps_one_first_stage_open_for_writing_hinders_no_other(apart: Fields) -> None:
+    """The file of a spawn is its own. The control: a file that is open for writing is not begun."""
+    declared = {**apart, "init": True}
+    with spawn(["sleep", "1000"], **declared) as init:
+        held = os.open(f"/proc/{init.pid}/exe", os.O_PATH)
+        init.kill()
+        init.wait()
+    fd = os.open(f"/proc/self/fd/{held}", os.O_RDWR if os.geteuid() == 0 else os.O_RDONLY)
+    with spawn(["true"], **declared) as process:
+        assert process.wait().status == 0
+    if os.geteuid() == 0:
+        with pytest.raises(OSError, match="Text file busy"):
+            spawn(["clonekit"], executable=fd)
+    os.close(fd)
+    os.close(held)
 
 
 # ---- /proc ----
