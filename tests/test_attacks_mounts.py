@@ -84,7 +84,11 @@ def test_a_place_that_becomes_a_symlink_meanwhile_is_in_the_root(
             except SpawnError as error:
                 assert error.phase == "mounts"
                 assert error.errno in {  # noqa: PT017 - the others are not expected
-                    errno.EAGAIN, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EXDEV,
+                    errno.EAGAIN,
+                    errno.ENOENT,
+                    errno.ENOTDIR,
+                    errno.EEXIST,
+                    errno.EXDEV,
                     errno.EINVAL,
                 }, error
                 ends["refused"] += 1
@@ -145,7 +149,7 @@ def test_our_own_null_device_must_be_one(root: Path, apart: Fields, tmp_path: Pa
     import subprocess
     import sys
 
-    script = f"mount --bind {tmp_path}/fake /dev/null && exec $0 -c \"$1\""
+    script = f'mount --bind {tmp_path}/fake /dev/null && exec $0 -c "$1"'
     done = subprocess.run(
         ["unshare", "-m", "sh", "-c", script, sys.executable, code],
         capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1],
@@ -255,9 +259,7 @@ def test_no_device_is_made_that_opens(root: Path, apart: Fields) -> None:
     assert text.endswith("end\n")
 
 
-def test_our_mounts_are_as_they_were_when_a_place_is_taken_away(
-    root: Path, apart: Fields
-) -> None:
+def test_our_mounts_are_as_they_were_when_a_place_is_taken_away(root: Path, apart: Fields) -> None:
     """A place that is removed while it is being mounted on is an error, or is mounted there."""
     (root / "gone").mkdir()
     stop = threading.Event()

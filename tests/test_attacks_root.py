@@ -48,7 +48,10 @@ def test_a_directory_that_is_passed_leads_out(root: Path, apart: Fields, outside
 
 @pytest.mark.parametrize("init", [False, True])
 def test_the_directory_is_no_descriptor_that_was_left_open(
-    root: Path, apart: Fields, outside: int, init: bool  # noqa: FBT001
+    root: Path,
+    apart: Fields,
+    outside: int,
+    init: bool,  # noqa: FBT001
 ) -> None:
     """CVE-2024-21626: WORKDIR /proc/self/fd/N, of an image that knows which number is open."""
     with pytest.raises(SpawnError) as caught:

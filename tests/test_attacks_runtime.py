@@ -44,7 +44,9 @@ def install(root: Path, program: Path) -> None:
 
 
 @contextmanager
-def watched(root: Path, apart: Fields, **fields: Any) -> Iterator[tuple[Process, Callable[[], str]]]:
+def watched(
+    root: Path, apart: Fields, **fields: Any
+) -> Iterator[tuple[Process, Callable[[], str]]]:
     """A container whose program overwrites what others run from, once; what it has said by its end."""
     reader, writer = os.pipe2(os.O_CLOEXEC)
     with open(reader) as told:

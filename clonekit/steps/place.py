@@ -31,9 +31,7 @@ def entered(path: str | bytes | os.PathLike[str]) -> Records:
 
 
 @step(phase="place", field="root", lasting=True, option=Option("PATH"))
-def change_root(
-    path: str | bytes | os.PathLike[str] | int, *, magic_links: bool = True
-) -> Records:
+def change_root(path: str | bytes | os.PathLike[str] | int, *, magic_links: bool = True) -> Records:
     """Make `path`, or a directory's descriptor, the root, and be in it: chroot, chdir.
 
     A root is not a jail for a privileged program: give up CAP_SYS_CHROOT too. `magic_links` is as
