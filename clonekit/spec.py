@@ -35,8 +35,8 @@ for _kind in KINDS.values():
 OTHER_FIELDS = ("executable", "env", "steps", "check", "deadline")
 #: Fields that have a mount namespace furnished.
 OF_MOUNTS = ("mounts", "rootfs", "masked_paths", "readonly_paths")
-#: Fields by which paths are looked up where others may have put a symlink.
-OF_OTHERS = ("root", "rootfs", "join")
+#: Steps whose path is looked up where others may have put a symlink, if one of these is given.
+OF_OTHERS = {"change_directory": ("root", "rootfs", "join"), "change_root": ("rootfs", "join")}
 OF_EXEC = ("executable", "env")
 #: Fields whose steps depend on their values alone, not on our ids, files or descriptors.
 LASTING = {name for name, kinds in FIELDS.items() if all(kind.lasting for kind in kinds)}
@@ -179,13 +179,11 @@ class Spec:
 def in_order(fields: Mapping[str, Any]) -> list[Step]:
     """The steps of these fields, in the order of the phases."""
     steps: list[Step] = []
-    among_others = any(name in fields for name in OF_OTHERS)
     for name, value in fields.items():
         for kind in FIELDS.get(name, ()):
             made = kind.of_field(value)
-            if kind.name == "change_directory" and among_others:  # H13
-                made = [kind(value, magic_links=False)]
-            elif kind.name == "change_root" and ("join" in fields or "rootfs" in fields):
+            of_others = OF_OTHERS.get(kind.name, ())
+            if any(other in fields for other in of_others):  # H13
                 made = [kind(value, magic_links=False)]
             steps += made
     steps.sort(key=place)

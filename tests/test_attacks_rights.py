@@ -34,7 +34,7 @@ FEW, MANY = 12, 40
 
 
 @pytest.fixture
-def set_uid_see(built: Path, tmp_path: Path, need: Need) -> Path:
+def set_uid_see(tmp_path: Path) -> Path:
     """A set-uid root program, where a file system honours that."""
     if os.geteuid() != 0:
         pytest.skip("it takes root")
@@ -64,7 +64,7 @@ def test_a_set_uid_program_gets_no_rights_where_there_are_none_to_be_had(
 def test_a_set_uid_program_is_given_no_descriptor_that_was_not_declared(set_uid_see: Path) -> None:
     """It has what every program has: no inheritable file of ours, and no leak into its rights."""
     fd = os.open("/etc/shadow", os.O_RDONLY)
-    os.set_inheritable(fd, True)
+    os.set_inheritable(fd, True)  # noqa: FBT003 - its own way
     listing = set_uid_see.parent / "ls"
     shutil.copy("/bin/ls", listing)
     listing.chmod(0o4755)
@@ -228,8 +228,8 @@ def reaches(built: Path, name: str, **fields: Any) -> str:
         os.close(program)
 
 
-def test_abstract_sockets_of_the_host_are_not_there(built: Path, need: Need) -> None:
-    """containerd's CVE-2020-15257: an abstract socket is reached by whoever shares the network."""
+def test_abstract_sockets_of_the_host_are_not_there(built: Path) -> None:
+    """CVE-2020-15257, of containerd: who shares the network reaches its abstract sockets."""
     name = f"ck-attacks-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
         server.bind("\0" + name)

@@ -47,7 +47,7 @@ def install(root: Path, program: Path) -> None:
 def watched(
     root: Path, apart: Fields, **fields: Any
 ) -> Iterator[tuple[Process, Callable[[], str]]]:
-    """A container whose program overwrites what others run from, once; what it has said by its end."""
+    """A container whose program overwrites what others run from, once; what it has said."""
     reader, writer = os.pipe2(os.O_CLOEXEC)
     with open(reader) as told:
         argv = ["/bin/escape", "exe", MARK]
@@ -76,9 +76,7 @@ def test_a_tool_of_the_host_that_enters_is_overwritten(
     assert tool.read_bytes()[: len(MARK)] == MARK.encode()
 
 
-def test_a_sealed_tool_that_enters_is_not(
-    root: Path, apart: Fields, built: Path, tmp_path: Path
-) -> None:
+def test_a_sealed_tool_that_enters_is_not(root: Path, apart: Fields, built: Path) -> None:
     """CVE-2019-5736: a program that is held in memory, and sealed, has no file to be written."""
     install(root, built / "escape")
     content = Path(busybox()).read_bytes()
@@ -92,7 +90,7 @@ def test_a_sealed_tool_that_enters_is_not(
 
 
 def test_neither_init_nor_those_that_enter_can_be_overwritten(
-    root: Path, apart: Fields, built: Path, tmp_path: Path
+    root: Path, apart: Fields, built: Path
 ) -> None:
     """CVE-2019-5736: the first stage is pid 1 here, and runs in there each time somebody enters."""
     install(root, built / "escape")
@@ -148,9 +146,7 @@ def test_who_keeps_one_first_stage_open_for_writing_hinders_no_other(apart: Fiel
 
 
 @pytest.mark.parametrize("kind", ["files", "links"])
-def test_a_false_proc_of_the_root_is_not_believed(
-    root: Path, apart: Fields, tmp_path: Path, kind: str
-) -> None:
+def test_a_false_proc_of_the_root_is_not_believed(root: Path, apart: Fields, kind: str) -> None:
     """CVE-2025-52881 and its kin: what is to be written to /proc goes to a file that looks so."""
     false = root / "proc/self"
     false.mkdir()
