@@ -195,7 +195,7 @@ def exec_hint(number: int, syscall: str, *, ruled: bool) -> str:
     if number == errno.ETXTBSY:
         return (
             "somebody has the file open for writing, perhaps a child that another thread has just "
-            "forked; a SealedProgram cannot be busy"
+            "forked; a SealedProgram that nobody else has run cannot be busy"
         )
     if number == errno.ENOENT and syscall == "execveat":
         return "a script given by a close-on-exec descriptor cannot be read again; give its path"

@@ -35,8 +35,8 @@ for _kind in KINDS.values():
 OTHER_FIELDS = ("executable", "env", "steps", "check", "deadline")
 #: Fields that have a mount namespace furnished.
 OF_MOUNTS = ("mounts", "rootfs", "masked_paths", "readonly_paths")
-#: Fields by which paths are looked up where others may have put a symlink.
-OF_OTHERS = ("root", "rootfs", "join")
+#: Steps whose path is looked up where others may have put a symlink, if one of these is given.
+OF_OTHERS = {"change_directory": ("root", "rootfs", "join"), "change_root": ("rootfs", "join")}
 OF_EXEC = ("executable", "env")
 #: Fields whose steps depend on their values alone, not on our ids, files or descriptors.
 LASTING = {name for name, kinds in FIELDS.items() if all(kind.lasting for kind in kinds)}
@@ -181,21 +181,15 @@ def in_order(fields: Mapping[str, Any]) -> list[Step]:
     steps: list[Step] = []
     for name, value in fields.items():
         for kind in FIELDS.get(name, ()):
-            if is_among_others(kind, fields):
-                steps.append(kind(value, magic_links=False))
-            else:
-                steps += kind.of_field(value)
+            made = kind.of_field(value)
+            of_others = OF_OTHERS.get(kind.name, ())
+            if any(other in fields for other in of_others):  # H13
+                made = [kind(value, magic_links=False)]
+            steps += made
     steps.sort(key=place)
     steps += own_steps(fields.get("steps", ()))
     steps.sort(key=lambda step: RANK[step.kind.phase])
     return steps
-
-
-def is_among_others(kind: Any, fields: Mapping[str, Any]) -> bool:
-    """Whether a step takes a path where somebody else may have put links, H13."""
-    if kind.name == "change_root":
-        return "join" in fields or "rootfs" in fields
-    return kind.name == "change_directory" and any(name in fields for name in OF_OTHERS)
 
 
 def freeze(value: object) -> object:

@@ -35,34 +35,20 @@ ABOVE_STDIO = 3
 #: namespace of ours.
 READABLE, NOT_READABLE = 0o555, 0o111
 BY_SIGNAL = 128
-_stages: dict[int, tuple[int, tuple[int, int]]] = {}
 
 
 def first_stage() -> int:
-    """A descriptor of the first stage, as a sealed file; made when it is first needed."""
+    """A descriptor of the first stage, as a sealed file; the caller's own.
+
+    Each spawn has a file of its own: who has been in one container with it could keep it open for
+    writing, which seals do not forbid, and so keep us from beginning it in another (ETXTBSY).
+    """
     mode = NOT_READABLE if is_privileged() else READABLE
-    if mode in _stages:
-        fd, identity = _stages[mode]
-        with contextlib.suppress(OSError):
-            if identity_of(fd) == identity:
-                return fd
-        _stages.pop(mode, None)  # somebody has closed it, and the number is theirs now
     size = ffi.new("uint64_t *")
     image = lib.ck_stage_image(size)
     with SealedProgram(ffi.buffer(image, size[0])[:], "clonekit") as program:
         os.fchmod(program.fileno(), mode)
-        fd = fcntl.fcntl(program.fileno(), fcntl.F_DUPFD_CLOEXEC, ABOVE_STDIO)
-    made = fd, identity_of(fd)
-    known = _stages.setdefault(mode, made)
-    if known is not made:  # another thread was faster
-        os.close(fd)
-    return known[0]
-
-
-def identity_of(fd: int) -> tuple[int, int]:
-    """Which file a descriptor is for."""
-    status = os.fstat(fd)
-    return status.st_dev, status.st_ino
+        return fcntl.fcntl(program.fileno(), fcntl.F_DUPFD_CLOEXEC, ABOVE_STDIO)
 
 
 def run(
@@ -80,11 +66,11 @@ def run(
     try:
         plan = os.memfd_create("clonekit-plan", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         opened.append(plan)
+        opened.append(first_stage())
         reader, writer = os.pipe2(os.O_CLOEXEC)
         opened += reader, writer
-        values = program.values(
-            slots, {PLAN.name: plan, ALIVE.name: writer, STAGE.name: first_stage()}
-        )
+        own = {PLAN.name: plan, STAGE.name: opened[1], ALIVE.name: writer}
+        values = program.values(slots, own)
         given = dict(zip(program.setup.inputs, values, strict=True))
         os.write(plan, program.rest.plan(given, traced=trace is not None))
         if program.setup.manner.holds:

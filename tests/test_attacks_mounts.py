@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,7 +16,7 @@ from typing import Any
 import pytest
 from mounting import apart, mounts_of_ours, nothing_is_left, root, rows, shell
 
-from clonekit import DeclarationError, SpawnError, spawn
+from clonekit import SpawnError, spawn
 from clonekit.mounts import MASKED_PATHS, READONLY_PATHS, bind, dev, proc, tmpfs
 
 __all__ = ["apart", "nothing_is_left", "root"]
@@ -70,7 +72,7 @@ def test_a_place_that_becomes_a_symlink_meanwhile_is_in_the_root(
     (root / "place").mkdir()
     up = "../" * 20
     (root / "link").symlink_to(f"{up}{victim}")
-    script = "cat /proc/self/mountinfo; ls /"
+    script = "cat /proc/self/mountinfo"
     ends = {"made": 0, "refused": 0}
     before = mounts_of_ours()
     with swapping(root / "place", root / "link") as count:
@@ -82,8 +84,8 @@ def test_a_place_that_becomes_a_symlink_meanwhile_is_in_the_root(
                     masked_paths=["/place/inner/a"], readonly_paths=["/place"], **apart,
                 )  # fmt: skip
             except SpawnError as error:
-                assert error.phase == "mounts"
-                assert error.errno in {  # noqa: PT017 - the others are not expected
+                assert error.phase == "mounts"  # noqa: PT017 - likewise
+                assert error.errno in {  # noqa: PT017 - it may succeed, too
                     errno.EAGAIN,
                     errno.ENOENT,
                     errno.ENOTDIR,
@@ -94,9 +96,10 @@ def test_a_place_that_becomes_a_symlink_meanwhile_is_in_the_root(
                 ends["refused"] += 1
                 continue
             ends["made"] += 1
-            mounted = text.splitlines()[:-8]
-            for row in rows("\n".join(line for line in mounted if " - " in line)):
-                assert not row.point.startswith("//deleted")
+            points = {row.point for row in rows("\n".join(text.splitlines()))}
+            assert points & {"/place/inner", "/link/inner"} or any(
+                point.endswith("//deleted") for point in points
+            ), text
         assert count[0] > SWAPS
     assert ends["made"] > 0
     assert os.listdir(victim / "inner") == []
@@ -130,14 +133,15 @@ def test_the_mask_is_the_null_device_whatever_the_root_has(
         null.mkdir()
     (root / "etc/secret").write_text("secret")
     text = shell(
-        "cat /proc/version /etc/secret; echo '|x' > /proc/version; stat -c %t:%T /proc/version /etc/secret",
+        "cat /proc/version /etc/secret; echo '|x' > /proc/version; "
+        "stat -c %t:%T /proc/version /etc/secret",
         rootfs=root, mounts=[proc()], masked_paths=["/proc/version", "/etc/secret"], **apart,
     )  # fmt: skip
     assert text == "1:3\n1:3\n"
     assert Path("/proc/sys/kernel/core_pattern").read_text() != "|x\n"
 
 
-def test_our_own_null_device_must_be_one(root: Path, apart: Fields, tmp_path: Path) -> None:
+def test_our_own_null_device_must_be_one(tmp_path: Path) -> None:
     """The same in the root of the caller, where another file is no mask."""
     (tmp_path / "fake").write_text("")
     if os.geteuid() != 0:
@@ -146,16 +150,12 @@ def test_our_own_null_device_must_be_one(root: Path, apart: Fields, tmp_path: Pa
         "import sys; sys.path[:0] = ['tests', '.']; from clonekit import Spec\n"
         "Spec(['true'], namespaces=['mnt'], masked_paths=['/etc/passwd']).program()"
     )
-    import subprocess
-    import sys
-
     script = f'mount --bind {tmp_path}/fake /dev/null && exec $0 -c "$1"'
     done = subprocess.run(
         ["unshare", "-m", "sh", "-c", script, sys.executable, code],
         capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1],
     )  # fmt: skip
     assert "DeclarationError: /dev/null is not the null device" in done.stderr
-    assert DeclarationError.__name__ == "DeclarationError"
 
 
 def test_a_masked_path_that_is_a_symlink_hides_what_it_leads_to(root: Path, apart: Fields) -> None:
@@ -246,7 +246,7 @@ def test_masks_and_read_only_mounts_stay_where_the_mounts_belong_to_another(
 
 
 def test_no_device_is_made_that_opens(root: Path, apart: Fields) -> None:
-    """Mknod of a disk's device, on each file system that the container may write."""
+    """A disk's device, on each file system that the container may write."""
     text = shell(
         "for where in / /tmp /dev/shm /dev; do mknod $where/disk b 7 0 && "
         "(head -c 1 $where/disk >/dev/null && echo opened $where); "

@@ -16,7 +16,7 @@ from clonekit.mounts import dev, proc, tmpfs
 
 __all__ = ["apart", "nothing_is_left", "root"]
 Fields = dict[str, Any]
-SECRET = "what is outside\n"
+CONTENT = "what is outside\n"
 #: Out of a chroot by a directory that was kept: go up from there, as it is not below the root.
 UP = "cd /proc/self/fd/7 && cat ../secret"
 
@@ -24,10 +24,10 @@ UP = "cd /proc/self/fd/7 && cat ../secret"
 @pytest.fixture
 def outside(tmp_path: Path) -> Iterator[int]:
     """A directory of ours, beside the root, by an inheritable descriptor that nobody closes."""
-    (tmp_path / "secret").write_text(SECRET)
+    (tmp_path / "secret").write_text(CONTENT)
     (tmp_path / "directory").mkdir()
     fd = os.open(tmp_path / "directory", os.O_RDONLY | os.O_DIRECTORY)
-    os.set_inheritable(fd, True)
+    os.set_inheritable(fd, True)  # noqa: FBT003 - its own way
     yield fd
     os.close(fd)
 
@@ -43,7 +43,7 @@ def test_a_directory_that_is_passed_leads_out(root: Path, apart: Fields, outside
         os.close(writer)
         with process:
             process.wait()
-            assert told.read() == SECRET
+            assert told.read() == CONTENT
 
 
 @pytest.mark.parametrize("init", [False, True])
@@ -118,30 +118,29 @@ def test_a_place_of_a_mount_is_no_descriptor_that_was_left_open(
     assert os.listdir(tmp_path / "directory") == []
 
 
-def test_a_chroot_leads_out_of_no_root_that_was_entered(
-    root: Path, apart: Fields, outside: int
-) -> None:
-    """The classic: chroot deeper with a directory outside of it. pivot_root leaves nothing there."""
+@pytest.mark.usefixtures("outside")
+def test_a_chroot_leads_out_of_no_root_that_was_entered(root: Path, apart: Fields) -> None:
+    """The classic: a chroot with a directory outside of it. pivot_root leaves nothing there."""
     script = "cd /; chroot /work /bin/sh -c true; cd ../../../../..; cat secret; ls /"
     text = shell(script, rootfs=root, mounts=[proc()], **apart)
-    assert SECRET not in text
+    assert CONTENT not in text
     assert text.endswith("sys\ntmp\nwork\n")
 
 
+@pytest.mark.usefixtures("outside")
 def test_a_chroot_alone_is_left_by_whoever_may_chroot(
-    root: Path, built: Path, outside: int, apart: Fields
+    root: Path, built: Path, apart: Fields
 ) -> None:
     """The control, and what the README warns of; a root that is entered has nothing around it."""
     (root / "bin/escape").write_bytes((built / "escape").read_bytes())
     (root / "bin/escape").chmod(0o755)
     script = f"escape chroot {root.parent}/secret"
-    assert shell(script, root=root, **apart) == SECRET
+    assert shell(script, root=root, **apart) == CONTENT
     assert shell(script, rootfs=root, **apart).startswith("not there: ")
 
 
-def test_no_process_outside_is_seen_or_entered_by_its_links(
-    root: Path, apart: Fields, outside: int
-) -> None:
+@pytest.mark.usefixtures("outside")
+def test_no_process_outside_is_seen_or_entered_by_its_links(root: Path, apart: Fields) -> None:
     """/proc/PID/root, cwd and fd of others: those outside have no number in here."""
     script = (
         "for process in /proc/[0-9]*; do for link in root cwd; do "
@@ -149,6 +148,6 @@ def test_no_process_outside_is_seen_or_entered_by_its_links(
         f"ls -d /proc/{os.getpid()} 2>/dev/null; ls -d /proc/[0-9]* | wc -l"
     )
     text = shell(script, rootfs=root, mounts=[proc(), dev()], **apart)
-    assert SECRET not in text
+    assert CONTENT not in text
     assert "/proc/" not in text
     assert int(text) <= 3

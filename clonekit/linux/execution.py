@@ -156,8 +156,10 @@ class SealedProgram:
     """A copy of a program in memory that nobody can change: memfd_create, sealed.
 
     Made from a path, or from bytes that are the program itself. Give it to a declaration as
-    `executable`. It cannot be busy (ETXTBSY) nor be replaced meanwhile. A script cannot be run
-    so: its interpreter could not open it.
+    `executable`. It cannot be busy (ETXTBSY) nor be replaced meanwhile. But who sees a process
+    that runs it, by /proc/PID/exe, and may, can keep it open for writing, so that it cannot be
+    begun again: for a container that is not trusted make one of its own. A script cannot be run so:
+    its interpreter could not open it.
 
     It owns a descriptor, close-on-exec, which `close` or the end of the block closes; programs
     that run go on.
