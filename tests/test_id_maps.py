@@ -76,7 +76,8 @@ def test_groups_may_be_set_where_the_parent_wrote_the_map() -> None:
 def test_the_parent_finds_its_child_where_proc_has_other_numbers() -> None:
     code = """
 from clonekit import spawn
-spawn(["cat", "/proc/self/uid_map"], namespaces=["user"], uid_map=[(0, 7, 9)], fds={1: 1, 2: 2}).wait()
+fds = {1: 1, 2: 2}
+spawn(["cat", "/proc/self/uid_map"], namespaces=["user"], uid_map=[(0, 7, 9)], fds=fds).wait()
 """
     reader, writer = os.pipe()
     with open(reader, encoding="utf-8") as file:
