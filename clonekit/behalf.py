@@ -60,7 +60,7 @@ class Opening:
             if any(how[HOW.size :]):
                 raise OSError(errno.E2BIG, "openat2: fields of struct open_how that are not known")
             flags, mode, self.resolve = HOW.unpack_from(how)
-        self.flags, self.mode = flags & INT, mode & 0o7777
+        self.flags, self.mode = flags & INT, mode & 0o1777  # it would be our id that it sets
         self.path = request.read_string(at)
 
     def answer(self, path: str | bytes | None = None) -> None:
@@ -75,13 +75,14 @@ class Opening:
         """A descriptor of ours for what the process means by its path, or by another: openat2.
 
         The path starts where the process's own would, and no symbolic link or `..` leads out of its
-        root. But it is opened with *our* rights, and a file that is made is ours, with our umask:
-        decide by the path whether the process may have it. Only files and directories are opened,
-        and none of /proc, where "self" would be us; magic links are not followed.
+        root. But it is opened with *our* rights, and a file that is made is ours, with our umask
+        and never setuid: decide by the path whether the process may have it, and remember that a
+        symbolic link of its own may stand there. Only files and directories are opened, and none of
+        /proc, where "self" would be us; magic links are not followed. Nobody's lease holds us up.
 
         Raises: what openat2 raises; EACCES for another kind of file, EXDEV where the directory that
-            the path starts from is not in the process's root; EOPNOTSUPP for O_PATH, which the
-            kernel does not hand over; ProcessLookupError.
+            the path starts from is not in the process's root; EAGAIN for a file under a lease;
+            EOPNOTSUPP for O_PATH, which the kernel does not hand over; ProcessLookupError.
         Since: Linux 5.6. See: RESOLVE_IN_ROOT in openat2(2).
         """
         name = self.path if path is None else os.fsencode(path)
@@ -89,7 +90,7 @@ class Opening:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         if self.flags & os.O_PATH:
             raise OSError(errno.EOPNOTSUPP, "a descriptor of O_PATH cannot be given to another")
-        of = f"/proc/{self.request.pid}"
+        of = self.request.directory()
         link = f"{of}/cwd" if self.directory == lib.AT_FDCWD else f"{of}/fd/{self.directory}"
         bounded = self.resolve & BOUNDS  # by its own words it stays in the directory
         root = self._linked(link if bounded else f"{of}/root")
@@ -151,7 +152,9 @@ class Opening:
         try:
             refuse_special(fd)
             flags = self.flags & ~(os.O_NOFOLLOW | os.O_CREAT) | os.O_CLOEXEC
-            return os.open(f"/proc/self/fd/{fd}", flags)
+            opened = os.open(f"/proc/self/fd/{fd}", flags | os.O_NONBLOCK)
+            os.set_blocking(opened, not flags & os.O_NONBLOCK)
+            return opened
         finally:
             os.close(fd)
 

@@ -8,7 +8,7 @@ import os
 import time
 
 from clonekit.linux import cgroup2, cgroup_parent, cgroup_tree
-from clonekit.linux.cgroup2 import name_of, parsed
+from clonekit.linux.cgroup2 import name_of, parsed, unused_name
 from clonekit.linux.cgroup_limits import controllers_of, lines_of, set_lines
 
 TYPE_CHECKING = False
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     Path: TypeAlias = str | bytes | os.PathLike[str]
 
 PATIENCE = 10.0  # seconds
+MOST_TRIES = 16  # against a process of our own uid that takes our rights to the group away
 
 
 class Cgroup:
@@ -237,17 +238,28 @@ class Cgroup:
         """
         group = self.fileno()
         deadline = time.monotonic() + timeout
+        for left in reversed(range(MOST_TRIES)):
+            try:
+                self._remove(group, deadline)
+                break
+            except PermissionError:
+                if not left:
+                    raise
+                cgroup_tree.take_back(group)
+        self.close()
+
+    def _remove(self, group: int, deadline: float) -> None:
+        """Remove it as far as its modes allow."""
         with contextlib.suppress(OSError):  # else whoever it is delegated to could go on making
             self.write("cgroup.max.descendants", 0)
         while not self._is_removed(group):
             if time.monotonic() > deadline:
-                msg = f"{self!r} cannot be removed within {timeout} s: {self.pids(below=True)}"
+                msg = f"{self!r} cannot be removed in time: {self.pids(below=True)}"
                 raise TimeoutError(msg)
             with contextlib.suppress(FileNotFoundError):
                 self.kill()
                 cgroup2.wait_for(group, "populated", "0", max(0, deadline - time.monotonic()))
                 cgroup_tree.remove_below(group)
-        self.close()
 
     def _is_removed(self, group: int) -> bool:
         """Whether it is gone: by us now, or by somebody before, who may have made another."""
@@ -293,11 +305,6 @@ class Cgroup:
 
     def __repr__(self) -> str:
         return f"<Cgroup {self.name}{', closed' * (self._fd < 0)}>"
-
-
-def unused_name() -> str:
-    """A name that nobody else chooses."""
-    return f"clonekit-{os.getpid()}-{os.urandom(6).hex()}"
 
 
 def opened(parent: Path | Cgroup) -> int:

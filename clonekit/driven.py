@@ -170,10 +170,14 @@ class Driven:
 
 
 def undo_all(undo: list[Callable[[], object]]) -> None:
-    """Undo what was done for a child, the last first."""
+    """Undo what was done for a child, the last first.
+
+    What a signal's handler takes us away from stays in the list, for whoever goes on.
+    """
     while undo:
         with contextlib.suppress(OSError):
-            undo.pop()()
+            undo[-1]()
+        undo.pop()
 
 
 def handle_of(program: Any) -> Any:

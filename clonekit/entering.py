@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 
 from clonekit.errors import DeclarationError
+from clonekit.linux.pidfd import number_in_proc
 from clonekit.spec import spawn
 from clonekit.steps.namespaces import FLAGS
 
@@ -60,10 +62,11 @@ class Entrance:
         pid = process if isinstance(process, int) else process.pid
         own = isinstance(process, int)
         pidfd = self._kept(os.pidfd_open(pid)) if own else process.fileno()  # type: ignore[union-attr]
-        directory = self._kept(os.open(f"/proc/{pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        number = number_in_proc(pidfd)
+        path = f"/proc/{number}"
+        directory = self._kept(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
         if select.select([pidfd], [], [], 0)[0]:  # then the directory may be another's
-            msg = f"process {pid} has ended"
-            raise ProcessLookupError(msg)
+            raise ProcessLookupError(errno.ESRCH, f"process {pid} has ended")
         differing = [name for name in FLAGS if differs(name, directory)]
         wanted = differing if names is None else list(names)
         self.names = tuple(name for name in wanted if name in differing)
@@ -75,7 +78,7 @@ class Entrance:
             if "mnt" in self.names or not os.path.samestat(os.fstat(there), os.stat("/")):  # noqa: PTH116 - pathlib is slow to import
                 self.fields["root"] = there
         if cgroup:
-            self.fields["cgroup"] = self._kept(open_group(directory))
+            self.fields["cgroup"] = self._kept(group_of(directory))
 
     def _kept(self, fd: int) -> int:
         self._own.append(fd)
@@ -104,42 +107,38 @@ class Entrance:
 
 def differs(name: str, directory: int) -> bool:
     """Whether a process has another namespace of this kind than a child of ours would."""
-    ours = f"/proc/self/ns/{OF_CHILDREN.get(name, name)}"
     try:
-        return os.readlink(f"ns/{name}", dir_fd=directory) != os.readlink(ours)  # noqa: PTH115 - pathlib is slow to import
+        ours = os.readlink(f"/proc/self/ns/{OF_CHILDREN.get(name, name)}")  # noqa: PTH115 - pathlib is slow to import
     except FileNotFoundError:
         return False  # the kernel has none of this kind
+    try:
+        return os.readlink(f"ns/{name}", dir_fd=directory) != ours
+    except FileNotFoundError:  # its first thread has ended: it has none any more, and not ours
+        raise ProcessLookupError(errno.ESRCH, "the process to be entered has ended") from None
 
 
-def open_group(directory: int) -> int:
+def group_of(directory: int) -> int:
     """The directory of a process's group in the v2 hierarchy, by its /proc/PID/cgroup.
 
     Raises: DeclarationError where there is none, or the process is in none that we see.
     """
+    from clonekit.linux.cgroup2 import open_group
+    from clonekit.linux.cgroup_parent import directory_of
+
     fd = os.open("cgroup", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
     try:
         lines = os.read(fd, MOST_CGROUPS).decode("utf-8", "surrogateescape").splitlines()
     finally:
         os.close(fd)
     paths = [line.removeprefix("0::") for line in lines if line.startswith("0::")]
-    root = cgroup2_root()
-    if not paths or root is None:
-        msg = "there is no cgroup2 hierarchy here, so there is no group to enter; leave cgroup out"
-        raise DeclarationError(msg)
-    if paths[0].startswith("/.."):
+    if paths and f"{paths[0]}/".startswith("/../"):
         msg = f"its cgroup {paths[0]} is outside of our cgroup namespace; leave cgroup out"
         raise DeclarationError(msg)
-    return os.open(root + paths[0], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-
-
-def cgroup2_root() -> str | None:
-    """Where the v2 hierarchy is mounted."""
-    with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as file:  # noqa: PTH123 - pathlib is slow to import
-        for line in file:
-            _, where, kind, *_ = line.split(" ")
-            if kind == "cgroup2":
-                return where.replace("\\040", " ")
-    return None
+    path = directory_of(paths[0]) if paths else None
+    if path is None:
+        msg = "no cgroup2 hierarchy is mounted here that shows its group; leave cgroup out"
+        raise DeclarationError(msg)
+    return open_group(path)
 
 
 def enter(

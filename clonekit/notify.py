@@ -41,7 +41,8 @@ class Listener:
     is refused.
 
     While no process of ours holds the descriptor, calls that are waiting or to come fail with
-    ENOSYS: a supervisor that dies holds nobody up. It is close-on-exec; a fork keeps it open.
+    ENOSYS: a supervisor that dies holds nobody up. It is close-on-exec; a fork keeps it open, and
+    in that copy `close` only closes the copy's descriptors.
 
     Where the kernel can (Linux 5.19), a call that has been received is interrupted by nothing but
     death. Before, a signal with a handler interrupts it, and it is made and received again.
@@ -49,11 +50,12 @@ class Listener:
     Since: Linux 5.0; that no process is left is told since 5.9. See: seccomp_unotify(2).
     """
 
-    __slots__ = ("_attending", "_closed", "_end", "_fd", "_poll", "lock")
+    __slots__ = ("_attending", "_closed", "_end", "_fd", "_maker", "_poll", "lock")
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self._fd = -1
+        self._maker = os.getpid()
         self._attending: list[int] = []
         self._closed = False
         self._end = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -187,15 +189,24 @@ class Listener:
         with self.lock:
             fd, self._fd = self._fd, -1
             if fd >= 0:
-                self._poll.unregister(fd)
+                if self._is_own():
+                    self._poll.unregister(fd)
                 os.close(fd)
+
+    def _is_own(self) -> bool:
+        """Whether we are no copy (fork), to which what is waited on is common with the original."""
+        return self._maker == os.getpid()
 
     def close(self) -> None:
         """Close it: unless somebody else holds it too, the calls that it was for fail (ENOSYS)."""
+        if not self._is_own():  # the threads that held the lock, or waited, are not in the copy
+            self.lock = threading.RLock()
+            self._attending = [each for each in self._attending if each == threading.get_ident()]
         with self.lock:
             if not self._closed:
                 self._give_up()
-                self.stop()
+                if self._is_own():
+                    self.stop()
                 self._closed = True
                 self._dispose()
 

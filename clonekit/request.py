@@ -70,6 +70,15 @@ class Request:
 
         return call_name(self.architecture, self.number) or f"syscall_{self.number}"
 
+    def directory(self) -> str:
+        """What /proc has of the calling thread. Look at the request again when that is open.
+
+        Raises: EXDEV where /proc is of another PID namespace than ours: it has others' numbers.
+        """
+        if os.readlink("/proc/self") != str(os.getpid()):  # noqa: PTH115 - pathlib is slow to import
+            raise OSError(errno.EXDEV, "/proc is of another PID namespace than ours")
+        return f"/proc/{self.pid}"
+
     def is_valid(self) -> bool:
         """Whether it still waits: SECCOMP_IOCTL_NOTIF_ID_VALID. See: seccomp_unotify(2)."""
         try:
@@ -90,10 +99,16 @@ class Request:
     def read(self, address: int, size: int) -> bytes:
         """That many bytes of the process's memory. What is given was read while it waited.
 
-        Raises: EFAULT where not all of it is there; ProcessLookupError; EACCES without the right
-            to trace the process. See: /proc/PID/mem in proc(5).
+        A size that the process gave may be huge, and of memory that costs it nothing: bound it.
+
+        Raises: EFAULT where not all of it is there; ENOMEM where we have no room for that;
+            ProcessLookupError; EACCES without the right to trace the process, EXDEV where /proc is
+            of another PID namespace than ours. See: /proc/PID/mem in proc(5).
         """
-        content = self._peek(address, size)
+        try:
+            content = self._peek(address, size)
+        except (MemoryError, OverflowError):
+            raise OSError(errno.ENOMEM, f"{size} bytes: {os.strerror(errno.ENOMEM)}") from None
         if len(content) < size:
             raise OSError(
                 errno.EFAULT, f"{size} bytes at {address:#x}: {os.strerror(errno.EFAULT)}"
@@ -225,7 +240,7 @@ class Request:
             return nothing
         try:
             if self._memory < 0:
-                self._memory = os.open(f"/proc/{self.pid}/mem", os.O_RDWR | os.O_CLOEXEC)
+                self._memory = os.open(f"{self.directory()}/mem", os.O_RDWR | os.O_CLOEXEC)
                 self.check()
             moved = move(self._memory, what, address)
         except OSError as error:

@@ -54,11 +54,12 @@ class Rtnl:
     CAP_NET_ADMIN there twice: of whoever opened it, when that was, and of us.
     """
 
-    __slots__ = ("_namespace", "_socket")
+    __slots__ = ("_asked", "_namespace", "_socket")
 
     def __init__(self, fd: int) -> None:
         import socket
 
+        self._asked = 0
         self._namespace = -1
         self._socket = socket.socket(fileno=fd)
         for option in (_CAP_ACK, _EXT_ACK):
@@ -202,11 +203,16 @@ class Rtnl:
         self._ask(message, "NEWROUTE", _CREATE | _EXCLUSIVE, told)
 
     def _ask(self, message: Any, request: str, flags: int, what: str) -> bytes:
-        """Send a request, wait for its end, and give what came before that."""
+        """Send a request, wait for its end, and give what came before that.
+
+        The answer to an earlier one, from which a signal's handler took us away, is passed over.
+        """
         from pyroute2.netlink import rtnl
 
         message["header"]["type"] = getattr(rtnl, f"RTM_{request}")
         message["header"]["flags"] = _REQUEST | _ACK | flags
+        self._asked += 1
+        message["header"]["sequence_number"] = self._asked
         message.encode()
         self._socket.send(message.data)
         answer = b""
@@ -214,13 +220,15 @@ class Rtnl:
             block, (sender, _) = self._socket.recvfrom(_LARGEST)
             at = 0
             while at < len(block) and sender == 0:  # the kernel; a process there may write, too
-                length, kind, told, _, _ = _HEADER.unpack_from(block, at)
+                length, kind, told, number, _ = _HEADER.unpack_from(block, at)
                 one = block[at : at + length]
+                at += -(-length // 4) * 4
+                if number != self._asked:
+                    continue
                 if kind == _ERROR:
                     refuse(one, told, what)
                     return answer
                 answer = one
-                at += -(-length // 4) * 4
 
 
 def refuse(answer: bytes, told: int, what: str) -> None:

@@ -121,6 +121,20 @@ def test_what_was_done_is_undone_when_a_later_step_fails() -> None:
     assert done == ["one", "two"]
 
 
+def test_an_undoing_that_is_interrupted_is_done_once_more_and_all_before_it() -> None:
+    undone: list[str] = []
+
+    def interrupted() -> None:
+        undone.append("second")
+        if undone.count("second") == 1:
+            raise KeyboardInterrupt
+
+    steps = [ask(lambda _: lambda: undone.append("first")), ask(lambda _: interrupted)]
+    with pytest.raises(KeyboardInterrupt):
+        program(*steps, argv="/nonexistent").spawn()
+    assert undone == ["second", "second", "first"]
+
+
 def test_what_was_done_is_undone_when_the_child_dies() -> None:
     done: list[str] = []
 

@@ -154,6 +154,28 @@ print(fd if isinstance(fd, str) else os.fstat(fd).st_nlink)
     assert (tree / "sub/file").read_text() == "submore"
 
 
+def test_no_file_that_is_made_sets_our_ids(tree: Path) -> None:
+    code = f"openat('{tree}/new', os.O_CREAT | os.O_WRONLY, 0o6755)"
+    opened(code, prepare="os.umask(0)")
+    assert (tree / "new").stat().st_mode & (stat.S_ISUID | stat.S_ISGID) == 0
+
+
+@pytest.mark.parametrize("flags", [os.O_RDWR, os.O_RDWR | os.O_NONBLOCK])
+def test_a_lease_holds_nobody_up(tree: Path, flags: int) -> None:
+    prepare = f"""
+import signal
+signal.signal(signal.SIGIO, signal.SIG_IGN)
+leased = os.open("{tree}/file", os.O_RDWR)
+fcntl.fcntl(leased, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+"""
+    code = f"""
+print(openat("{tree}/file", {flags}))
+os.close(leased)
+print(fcntl.fcntl(openat("{tree}/file", {flags}), fcntl.F_GETFL) & os.O_NONBLOCK)
+"""
+    assert opened(code, prepare=prepare) == ["EAGAIN", str(flags & os.O_NONBLOCK)]
+
+
 def test_no_name_leads_out_of_the_root(tree: Path) -> None:
     code = """
 print(show(openat("/file")), show(openat("../../file")), show(openat("sub/abs")))

@@ -7,6 +7,7 @@ import itertools
 import os
 import resource
 import select
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -140,6 +141,25 @@ def test_frozen_and_threaded_groups_below_are_removed(group: Cgroup) -> None:
 
     assert as_owner(group, act) == ""
     assert len(group.pids(below=True)) == 3
+
+
+def test_rights_that_a_process_of_our_own_uid_takes_away_do_not_stop_the_removal(
+    group: Cgroup,
+) -> None:
+    script = """
+cd $0 && mkdir -p a/b/c && echo 0 > a/b/cgroup.procs || exit 1
+chmod 0 cgroup.* */cgroup.* */*/cgroup.* a/b/c a/b a .
+exec sleep 1000
+"""
+
+    def act() -> None:
+        with Cgroup() as inner, spawn(["sh", "-c", script, inner.path]) as process:
+            while os.stat(inner.path).st_mode & 0o777:
+                assert process.poll() is None
+            inner.remove()
+            assert process.wait().signal == signal.SIGKILL
+
+    assert as_owner(group, act) == ""
 
 
 def test_a_process_that_is_always_another_is_killed(group: Cgroup) -> None:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from parent_snapshot import unchanged
 
 from clonekit import DeclarationError, SpawnError, spawn
 from clonekit.linux.id_map import IdMap, subordinate_ids
 from clonekit.linux.privilege import has_capability
+from clonekit.steps.maps import HELPERS, Writer
 
 CAP_SETUID = 7
 SHOW = ["sh", "-c", "cat /proc/self/uid_map /proc/self/gid_map /proc/self/setgroups; id -u; id -G"]
@@ -65,6 +70,31 @@ def test_ranges_are_written_by_the_parent() -> None:
 def test_groups_may_be_set_where_the_parent_wrote_the_map() -> None:
     shown = words(SHOW, uid_map=RANGES, gid_map=RANGES, uid=0, gid=0, groups=[5, 6])
     assert shown[-4:] == ["0", "0", "5", "6"]
+
+
+@pytest.mark.usefixtures("privileged")
+def test_the_parent_finds_its_child_where_proc_has_other_numbers() -> None:
+    code = """
+from clonekit import spawn
+fds = {1: 1, 2: 2}
+spawn(["cat", "/proc/self/uid_map"], namespaces=["user"], uid_map=[(0, 7, 9)], fds=fds).wait()
+"""
+    reader, writer = os.pipe()
+    with open(reader, encoding="utf-8") as file:
+        spawn([sys.executable, "-c", code], namespaces=["pid"], fds={1: writer, 2: 2}).wait()
+        os.close(writer)
+        assert file.read().split() == ["0", "7", "9"]
+
+
+@pytest.mark.parametrize("program", ["yes", "/nonexistent"])
+def test_a_newuidmap_that_is_none_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    asked: Any = SimpleNamespace(pidfd=os.pidfd_open(os.getpid()))
+    monkeypatch.setitem(HELPERS, "uid", program)
+    with unchanged(), pytest.raises(OSError, match=program):
+        Writer("uid", IdMap((0, 1, 1))).ask(asked)
+    os.close(asked.pidfd)
 
 
 def test_one_id_is_written_by_the_child(need: Callable[[str], None]) -> None:

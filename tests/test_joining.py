@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -16,7 +17,17 @@ import pytest
 from parent_snapshot import children, unchanged
 from step_cases import apart, missing
 
-from clonekit import DeclarationError, Process, Program, Slot, SpawnError, nascent, spawn
+from clonekit import (
+    DeclarationError,
+    Process,
+    Program,
+    Slot,
+    SpawnError,
+    enter,
+    nascent,
+    spawn,
+)
+from clonekit.linux.abi import NUMBERS
 from clonekit.linux.landlock import Ruleset
 from clonekit.steps import execute, join_namespaces, set_umask, system_call, write
 
@@ -297,3 +308,34 @@ def test_a_time_namespace_is_joined() -> None:
         assert float(up.split()[0]) > 100_000_000
         joined = printed(["readlink", "/proc/self/ns/time"], join=[(holder.pidfd, [*user, "time"])])
         assert joined.strip() == os.readlink(f"/proc/{holder.pid}/ns/time")
+
+
+def test_a_process_whose_first_thread_has_ended_is_not_taken_for_one_beside_us() -> None:
+    code = """
+import ctypes, threading, time
+threading.Thread(target=time.sleep, args=(1000,)).start()
+print(flush=True)
+ctypes.CDLL(None).syscall({exit}, 0)
+"""
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    argv = [sys.executable, "-c", code.format(exit=NUMBERS["exit"])]
+    names = [name if name != "pid" else "uts" for name in NAMES]
+    with spawn(argv, namespaces=names, fds={1: writer, 2: 2}, **MAPPED) as process:
+        os.read(reader, 1)
+        while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2][1] != "Z":
+            time.sleep(0.001)
+        with pytest.raises(ProcessLookupError):
+            enter(process, ["true"], root=False)
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_process_is_entered_where_proc_has_other_numbers() -> None:
+    code = """
+import os
+from clonekit import enter, spawn
+assert os.readlink("/proc/self") != str(os.getpid())
+with spawn(["sleep", "1000"], namespaces=["uts"], hostname="there") as process:
+    enter(process, ["uname", "-n"], fds={1: 1, 2: 2}).wait()
+"""
+    assert printed([sys.executable, "-c", code], namespaces=NAMES, **MAPPED) == "there\n"

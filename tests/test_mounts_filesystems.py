@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 from pathlib import Path
 
 import pytest
 from mounting import apart, mounts_seen, nothing_is_left, root, shell
+from step_cases import apart as in_fork
 
 from clonekit import SpawnError
 from clonekit.mounts import (
@@ -284,6 +287,20 @@ def test_a_file_may_come_from_a_descriptor_again_and_again(root: Path, apart: Fi
         text = shell("cat /etc/data", rootfs=root, mounts=[file("/etc/data", fd)], **apart)
         assert text == "from memory\n"
     assert os.lseek(fd, 0, os.SEEK_CUR) == 12
+    os.close(fd)
+
+
+def test_a_file_for_which_there_is_no_room_is_not_cut_short(root: Path, apart: Fields) -> None:
+    fd = os.memfd_create("data")
+    os.write(fd, bytes(10_000))
+
+    def attempt() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        with pytest.raises(SpawnError) as caught:
+            shell("true", rootfs=root, mounts=[file("/etc/data", fd)], **apart)
+        assert caught.value.errno == errno.EFBIG
+
+    assert not in_fork(attempt)
     os.close(fd)
 
 

@@ -12,6 +12,7 @@ from parent_snapshot import unchanged
 
 from clonekit import SpawnError, spawn
 from clonekit.network import Move, Veth
+from clonekit.rtnl import Rtnl, link_message
 from clonekit.steps import open_file
 
 ADDRESS = "10.9.0.2"
@@ -72,3 +73,14 @@ def test_a_moved_interface_comes_back_when_the_spawn_fails() -> None:
     with pytest.raises(SpawnError, match="File exists"):
         furnished("true", network=[Move("ckone", addresses=2 * [f"{ADDRESS}/24"])])
     assert interfaces() == ["ckone", "cktwo", "lo"]
+
+
+@alone()
+def test_an_answer_that_nobody_has_waited_for_is_not_taken_for_another() -> None:
+    inside = Rtnl.here()
+    message = link_message([("IFLA_IFNAME", "nowhere")])
+    message["header"].update(type=18, flags=1, sequence_number=0)  # RTM_GETLINK, NLM_F_REQUEST
+    message.encode()
+    os.write(inside.fileno(), message.data)
+    assert inside.index("lo") == 1
+    inside.close()

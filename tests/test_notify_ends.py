@@ -71,6 +71,19 @@ def test_serving_ends_when_no_process_is_left() -> None:
     assert served(code, lambda request: request.result()) == []
 
 
+def test_the_end_of_a_copy_of_our_process_does_not_end_the_serving() -> None:
+    with target("print(call(nr['getpgid'], 0))") as made:
+        pid = os.fork()
+        if pid == 0:
+            made.listener.close()
+            os._exit(0)
+        os.waitpid(pid, 0)
+        request = made.listener.receive()
+        assert request is not None
+        request.result(5)
+        assert made.printed() == ["5"]
+
+
 def test_a_request_whose_caller_was_killed_is_passed_over() -> None:
     with target("call(nr['getpgid'], 0)") as made:
         request = made.listener.receive()

@@ -94,6 +94,12 @@ def test_what_is_no_memory_is_efault(address: int) -> None:
     assert served(f"print(call(nr['getpgid'], {address}))", handler) == ["EFAULT"]
 
 
+@pytest.mark.parametrize("size", [1 << 46, 1 << 62, 1 << 63])
+def test_a_size_for_which_there_is_no_room_does_not_end_the_supervisor(size: int) -> None:
+    code = f"print(call(nr['getpgid'], 4096, {size}), call(nr['getpgid'], 4096, {size}))"
+    assert served(code, lambda it: it.read(*it.arguments[:2])) == ["ENOMEM ENOMEM"]
+
+
 def test_a_string_that_never_ends_is_too_long() -> None:
     def handler(request: Request) -> None:
         request.read_string(request.arguments[0], 8)

@@ -133,6 +133,11 @@ def name_of(name: str) -> str:
     return name
 
 
+def unused_name() -> str:
+    """A name that nobody else chooses."""
+    return f"clonekit-{os.getpid()}-{os.urandom(6).hex()}"
+
+
 def parsed(text: str) -> dict[str, Any]:
     """Lines of a key and a number, or of a key and several KEY=NUMBER."""
     return {

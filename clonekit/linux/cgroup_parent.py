@@ -49,16 +49,24 @@ def own_path() -> str:
     Raises: DeclarationError where no hierarchy of version 2 is mounted, or we are not in its part.
     """
     own = memberships().get("")
+    path = None if own is None else directory_of(own)
+    if path is None:
+        msg = "cgroup: no hierarchy of version 2 is mounted that shows our group; name a parent"
+        raise DeclarationError(msg)
+    return path
+
+
+def directory_of(group: str) -> str | None:
+    """Where a group of version 2 is mounted, by its path as /proc/PID/cgroup has it."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:  # noqa: PTH123 - as in memberships
         mounts = [line.split() for line in file]
     for words in mounts:
         root, mount = map(unescaped, words[3:5])
-        if words[words.index("-") + 1] != "cgroup2" or own is None:
+        if words[words.index("-") + 1] != "cgroup2":
             continue
-        if own == root or own.startswith(root.rstrip("/") + "/"):
-            return mount + own.removeprefix(root.rstrip("/")).rstrip("/")
-    msg = "cgroup: no hierarchy of version 2 is mounted that shows our group; name a parent"
-    raise DeclarationError(msg)
+        if group == root or group.startswith(root.rstrip("/") + "/"):
+            return mount + group.removeprefix(root.rstrip("/")).rstrip("/")
+    return None
 
 
 def contains_us(group: int) -> bool:

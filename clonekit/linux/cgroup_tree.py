@@ -11,11 +11,15 @@ import errno
 import os
 import signal
 
-from clonekit.linux.cgroup2 import DIRECTORY, WITHIN, path_of, read, write
+from clonekit.linux.cgroup2 import WITHIN, path_of, read, write
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+
+#: What it takes to end what is in a group.
+NEEDED = ("cgroup.kill", "cgroup.procs", "cgroup.events", "cgroup.freeze", "cgroup.max.descendants")
 
 
 def name_in_parent(group: int) -> str:
@@ -44,14 +48,17 @@ def names_in(group: int) -> list[bytes]:
         os.close(fd)
 
 
-def below(group: int) -> Iterator[tuple[int, bytes]]:
+def below(
+    group: int, visit: Callable[[int], object] = lambda _: None
+) -> Iterator[tuple[int, bytes]]:
     """Each group below this one, the deepest first: a descriptor of its parent, and its name.
 
     However deep they are, one descriptor is open at a time. In cgroup2 nothing can be renamed, so
-    ".." is where we came from.
+    ".." is where we came from. Each group is visited as it is entered, this one too.
     """
-    at = os.open(".", DIRECTORY, dir_fd=group)
+    at = os.dup(group)
     try:
+        visit(at)
         path: list[bytes] = []
         pending = [names_in(at)]
         while path or pending[0]:
@@ -64,9 +71,25 @@ def below(group: int) -> Iterator[tuple[int, bytes]]:
             with contextlib.suppress(FileNotFoundError):  # somebody else has removed it
                 at = moved(at, name)
                 path.append(name)
+                visit(at)
                 pending.append(names_in(at))
     finally:
         os.close(at)
+
+
+def take_back(group: int) -> None:
+    """Restore our rights to a group and those below: a process of our uid took them away."""
+    with contextlib.suppress(OSError):  # it may be at it still
+        for _ in below(group, restore):
+            pass
+
+
+def restore(group: int) -> None:
+    """Our rights to one group."""
+    os.chmod(f"/proc/self/fd/{group}", 0o700)  # noqa: PTH101 - by descriptor
+    for name in NEEDED:
+        with contextlib.suppress(OSError):
+            os.chmod(name, 0o644, dir_fd=group)
 
 
 def moved(at: int, name: bytes | str) -> int:

@@ -36,6 +36,19 @@ def pidfd_open(pid: int, flags: int = 0) -> int:
     return call("pidfd_open", pid, flags)
 
 
+def number_in_proc(pidfd: int) -> int:
+    """A process's number where /proc has it: the PID namespace that this shows may not be ours.
+
+    Raises: ProcessLookupError for one that has been reaped, or that /proc does not show.
+    See: pidfd_open(2).
+    """
+    with open(f"/proc/self/fdinfo/{pidfd}", "rb") as file:  # noqa: PTH123 - pathlib is slow to import
+        number = next(int(line[4:]) for line in file if line.startswith(b"Pid:"))
+    if number <= 0:
+        raise ProcessLookupError(errno.ESRCH, "/proc does not show the process")
+    return number
+
+
 def pidfd_send_signal(pidfd: int, number: int, flags: int = 0) -> None:
     """Send a signal to this process and never to another: pidfd_send_signal. 0 only asks.
 

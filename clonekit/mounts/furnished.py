@@ -173,6 +173,8 @@ class Contents(Mount):
         if isinstance(self.data, Fd):
             start = Scratch(bytes(8))  # whoever else reads it keeps their place
             yield Call("sendfile", Fd(to), self.data, start, MOST_AT_ONCE)
+            # What did not fit, or was more than that, shows at the next try only.
+            yield Call("sendfile", Fd(to), self.data, start, MOST_AT_ONCE, expect=0)
         elif self.data:
             size = len(self.data)
             yield Call("write", Fd(to), self.data, size, expect=size)

@@ -7,6 +7,7 @@ import os
 
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import lib
+from clonekit.linux.pidfd import number_in_proc
 from clonekit.linux.privilege import has_capability, is_privileged
 from clonekit.records import Ask, Call, OwnMemory
 from clonekit.steps.opening import write_file
@@ -113,7 +114,8 @@ class Writer:
 
     def write(self, child: Asking) -> None:
         """Write it ourselves, in one call."""
-        fd = os.open(f"/proc/{child.pid}/{self.kind}_map", os.O_WRONLY | os.O_CLOEXEC)
+        number = number_in_proc(child.pidfd)
+        fd = os.open(f"/proc/{number}/{self.kind}_map", os.O_WRONLY | os.O_CLOEXEC)
         try:
             os.write(fd, self.id_map.text)
         finally:
@@ -124,16 +126,18 @@ class Writer:
         from clonekit.spec import spawn
 
         program = HELPERS[self.kind]
-        numbers = [str(number) for entry in self.id_map.ranges for number in entry]
+        words = [number_in_proc(child.pidfd), *(n for entry in self.id_map.ranges for n in entry)]
         reader, writer = os.pipe2(os.O_CLOEXEC)
-        try:
-            process = spawn([program, str(child.pid), *numbers], fds={1: writer, 2: writer})
-        finally:
-            os.close(writer)
-        with process, open(reader, encoding="utf-8", errors="replace") as told:  # noqa: PTH123 - a pipe
-            text = told.read(MOST_TOLD).strip().replace("\n", "; ")
-            if process.wait().returncode != 0:
-                raise PermissionError(errno.EPERM, f"{program}: {text}")
+        with open(reader, encoding="utf-8", errors="replace") as told:  # noqa: PTH123 - a pipe
+            try:
+                process = spawn([program, *map(str, words)], fds={1: writer, 2: writer})
+            finally:
+                os.close(writer)
+            with process:
+                text = told.read(MOST_TOLD).strip().replace("\n", "; ")
+                told.close()  # it would wait for us with more than that
+                if process.wait().returncode != 0:
+                    raise PermissionError(errno.EPERM, f"{program}: {text}")
 
 
 @step(phase="nest", field="nested_user", apart=True, option=Option("UID:GID", parse_ids))
