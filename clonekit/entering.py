@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
+import signal
 
-from clonekit.errors import DeclarationError
+from clonekit.errors import DeclarationError, SpawnError
 from clonekit.spec import spawn
 from clonekit.steps.namespaces import FLAGS
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 #: Namespaces whose file under /proc has another name for what a process's children get.
 OF_CHILDREN = {"pid": "pid_for_children", "time": "time_for_children"}
 MOST_CGROUPS = 1 << 16
+#: How long a process that dies may take to be seen dead, once it has lost its namespaces.
+DYING = 0.1
 
 
 class Entrance:
@@ -57,13 +61,27 @@ class Entrance:
     def _open(
         self, process: Process | int, names: Iterable[str] | None, *, root: bool, cgroup: bool
     ) -> None:
+        if isinstance(process, str | bytes | bool) or process is None:
+            msg = f"{process!r} is no process; give what spawn gave, or a number"
+            raise DeclarationError(msg)
         pid = process if isinstance(process, int) else process.pid
         own = isinstance(process, int)
         pidfd = self._kept(os.pidfd_open(pid)) if own else process.fileno()  # type: ignore[union-attr]
+        try:
+            self._look(pid, pidfd, names, root=root, cgroup=cgroup)
+        except OSError as error:
+            self._refuse_ended(pid, pidfd, 0 if isinstance(error, PermissionError) else DYING)
+            if isinstance(error, PermissionError) and error.filename:
+                told = f"process {pid}: {error.filename}: it takes the right to trace the process"
+                raise PermissionError(error.errno, told) from None
+            raise
+
+    def _look(
+        self, pid: int, pidfd: int, names: Iterable[str] | None, *, root: bool, cgroup: bool
+    ) -> None:
+        """Find out where it is."""
         directory = self._kept(os.open(f"/proc/{pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-        if select.select([pidfd], [], [], 0)[0]:  # then the directory may be another's
-            msg = f"process {pid} has ended"
-            raise ProcessLookupError(msg)
+        self._refuse_ended(pid, pidfd)  # then the directory may be another's
         differing = [name for name in FLAGS if differs(name, directory)]
         wanted = differing if names is None else list(names)
         self.names = tuple(name for name in wanted if name in differing)
@@ -76,6 +94,20 @@ class Entrance:
                 self.fields["root"] = there
         if cgroup:
             self.fields["cgroup"] = self._kept(open_group(directory))
+
+    def refuse_ended(self) -> None:
+        """See whether it lives, once what a living one allows was refused.
+
+        Raises: ProcessLookupError.
+        """
+        for pidfd, _ in self.fields.get("join", ()):
+            number = self._process if isinstance(self._process, int) else self._process.pid
+            self._refuse_ended(number, pidfd, DYING)
+
+    def _refuse_ended(self, pid: int, pidfd: int, timeout: float = 0) -> None:
+        if select.select([pidfd], [], [], timeout)[0]:
+            msg = f"process {pid} has ended"
+            raise ProcessLookupError(errno.ESRCH, msg)
 
     def _kept(self, fd: int) -> int:
         self._own.append(fd)
@@ -167,5 +199,10 @@ def enter(
             if field in declaration:
                 msg = f"{field} is that of the process that is entered; leave it out"
                 raise DeclarationError(msg)
-        made: Process = spawn(argv, **entrance.fields, **declaration)
+        try:
+            made: Process = spawn(argv, **entrance.fields, **declaration)
+        except SpawnError as error:
+            if error.phase == "join" or error.signal == signal.SIGKILL:
+                entrance.refuse_ended()
+            raise
         return made

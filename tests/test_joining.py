@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TextIO
@@ -14,7 +14,7 @@ import pytest
 from parent_snapshot import unchanged
 from step_cases import apart, missing
 
-from clonekit import DeclarationError, Process, Program, Slot, SpawnError, nascent, spawn
+from clonekit import DeclarationError, Process, Program, Slot, SpawnError, enter, nascent, spawn
 from clonekit.linux.landlock import Ruleset
 from clonekit.steps import execute, join_namespaces, set_umask, system_call
 
@@ -259,3 +259,32 @@ def test_a_time_namespace_is_joined() -> None:
         assert float(up.split()[0]) > 100_000_000
         joined = printed(["readlink", "/proc/self/ns/time"], join=[(holder.pidfd, [*user, "time"])])
         assert joined.strip() == os.readlink(f"/proc/{holder.pid}/ns/time")
+
+
+@pytest.mark.parametrize("reap", [lambda _: None, Process.wait])
+def test_a_process_that_has_ended_cannot_be_entered(
+    holder: Process, reap: Callable[[Process], object]
+) -> None:
+    holder.kill()
+    os.waitid(os.P_PIDFD, holder.pidfd, os.WEXITED | os.WNOWAIT)
+    reap(holder)
+    with unchanged(), pytest.raises(ProcessLookupError, match=f"process {holder.pid} has ended"):
+        enter(holder, ["true"])
+
+
+def test_a_process_that_ends_meanwhile_is_said_to_have_ended() -> None:
+    """Whatever the kernel says of what it has lost by then: EPERM, ESRCH, or SIGKILL for ours."""
+    for n in range(TIMES):
+        with spawn(["sleep", "1000"], namespaces=NAMES, init=True, **MAPPED) as process:
+            killer = threading.Timer(n * 3e-5, process.kill)
+            killer.start()
+            with suppress(ProcessLookupError), enter(process, ["true"]) as beside:
+                beside.wait()
+            killer.join()
+            process.wait()
+
+
+@pytest.mark.parametrize("what", ["1", None, True])
+def test_what_is_no_process_cannot_be_entered(what: object) -> None:
+    with pytest.raises(DeclarationError, match="is no process"):
+        enter(what, ["true"])  # type: ignore[arg-type]
