@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 #: Namespaces whose file under /proc has another name for what a process's children get.
 OF_CHILDREN = {"pid": "pid_for_children", "time": "time_for_children"}
 MOST_CGROUPS = 1 << 16
-#: How long a process that dies may take to be seen dead, once it has lost its namespaces.
-DYING = 0.1
+PF_EXITING = 4
 
 
 class Entrance:
@@ -70,7 +69,7 @@ class Entrance:
         try:
             self._look(pid, pidfd, names, root=root, cgroup=cgroup)
         except OSError as error:
-            self._refuse_ended(pid, pidfd, 0 if isinstance(error, PermissionError) else DYING)
+            refuse_ended(pid, pidfd)
             if isinstance(error, PermissionError) and error.filename:
                 told = f"process {pid}: {error.filename}: it takes the right to trace the process"
                 raise PermissionError(error.errno, told) from None
@@ -81,7 +80,7 @@ class Entrance:
     ) -> None:
         """Find out where it is."""
         directory = self._kept(os.open(f"/proc/{pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-        self._refuse_ended(pid, pidfd)  # then the directory may be another's
+        refuse_ended(pid, pidfd)  # then the directory may be another's
         differing = [name for name in FLAGS if differs(name, directory)]
         wanted = differing if names is None else list(names)
         self.names = tuple(name for name in wanted if name in differing)
@@ -102,12 +101,7 @@ class Entrance:
         """
         for pidfd, _ in self.fields.get("join", ()):
             number = self._process if isinstance(self._process, int) else self._process.pid
-            self._refuse_ended(number, pidfd, DYING)
-
-    def _refuse_ended(self, pid: int, pidfd: int, timeout: float = 0) -> None:
-        if select.select([pidfd], [], [], timeout)[0]:
-            msg = f"process {pid} has ended"
-            raise ProcessLookupError(errno.ESRCH, msg)
+            refuse_ended(number, pidfd)
 
     def _kept(self, fd: int) -> int:
         self._own.append(fd)
@@ -132,6 +126,21 @@ class Entrance:
     def __del__(self) -> None:
         if getattr(self, "_own", None):
             self.close()
+
+
+def refuse_ended(pid: int, pidfd: int) -> None:
+    """See that a process has not begun to end: it loses its namespaces before its pidfd tells.
+
+    Raises: ProcessLookupError.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123 - pathlib is slow to import
+            flags = int(file.read().rpartition(b")")[2].split()[6])
+    except (FileNotFoundError, ProcessLookupError):
+        flags = PF_EXITING
+    if flags & PF_EXITING or select.select([pidfd], [], [], 0)[0]:
+        msg = f"process {pid} has ended"
+        raise ProcessLookupError(errno.ESRCH, msg)
 
 
 def differs(name: str, directory: int) -> bool:

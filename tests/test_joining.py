@@ -276,7 +276,7 @@ def test_a_process_that_ends_meanwhile_is_said_to_have_ended() -> None:
     """Whatever the kernel says of what it has lost by then: EPERM, ESRCH, or SIGKILL for ours."""
     for n in range(TIMES):
         with spawn(["sleep", "1000"], namespaces=NAMES, init=True, **MAPPED) as process:
-            killer = threading.Timer(n * 3e-5, process.kill)
+            killer = threading.Timer(n * 5e-5, process.kill)
             killer.start()
             with suppress(ProcessLookupError), enter(process, ["true"]) as beside:
                 beside.wait()
