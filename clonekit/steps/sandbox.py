@@ -63,7 +63,7 @@ def make_ruleset(rules: Any, ruleset: Slot) -> Records:
     phase="landlock",
     field="landlock",
     each=to_enforce,
-    option=Option("RULES", parse_rules),
+    option=Option("ro=PATH,rw=PATH,...", parse_rules),
 )
 def restrict_with_landlock(ruleset: Any, flags: int = 0) -> Records:
     """Enforce Landlock rules, for good: landlock_restrict_self.
