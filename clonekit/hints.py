@@ -106,6 +106,10 @@ OTHER = {
     ("seccomp", errno.EBUSY): (
         "a process has at most one filter with a listener, and this one has one from us"
     ),
+    **dict.fromkeys(
+        (("setresuid", errno.EINVAL), ("setresgid", errno.EINVAL), ("setgroups", errno.EINVAL)),
+        "the user namespace does not map this id; give it a place in uid_map or gid_map, as ranges",
+    ),
     ("landlock_add_rule", errno.EINVAL): "what is no directory cannot have a right of directories",
 }
 
