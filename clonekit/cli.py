@@ -15,7 +15,9 @@ import sys
 from clonekit.errors import DeclarationError, SpawnError
 from clonekit.job import Job
 from clonekit.options import Parser, Refused, add_options, declared, refusal_of_exec
-from clonekit.steps.namespaces import parse_names
+from clonekit.shorthands import SHORTHANDS
+from clonekit.spec import FIELDS
+from clonekit.steps.namespaces import FLAGS, OCI_NAMES, parse_names
 from clonekit.tables import (
     one_line,
     print_json,
@@ -34,6 +36,18 @@ if TYPE_CHECKING:
     from clonekit.spec import Spec
 
 BY_SIGNAL = 128
+#: What bwrap(1), unshare(1) and container engines call otherwise, and what it is here.
+SAID_ELSEWHERE = {
+    "--cap-drop": "--capabilities bounding=NAMES, those that are kept",
+    "--clearenv": "--clear-env",
+    "--dir": "--tmpfs DEST; what is missing above a mount is made",
+    "--ro-bind-data": "--file FD DEST",
+    "--setenv": "--env NAME=VALUE",
+    "--share-net": "--unshare NAMES with all but net",
+    "--timeout": "timeout SECONDS before clonekit; --deadline is for the set-up alone",
+    "--volume": "--bind SRC DEST or --ro-bind SRC DEST",
+    "--workdir": "--chdir DIR",
+}
 
 DESCRIPTION = """\
 Linux processes made exactly as you say.
@@ -91,10 +105,25 @@ def parsed(words: list[str]) -> argparse.Namespace:
         msg = f"write `--` before the program: clonekit {arguments.name} [options] -- {left[0]}"
         raise Refused(msg)
     if left:
-        msg = f"{left[0]} is no option (see `clonekit {arguments.name} --help`)"
-        raise Refused(msg)
+        raise Refused(unknown_option(left[0], arguments.name))
     arguments.program = program
     return arguments
+
+
+def unknown_option(word: str, command: str) -> str:
+    """What was meant, perhaps."""
+    import difflib
+
+    if word in SAID_ELSEWHERE:
+        return f"{word} is no option; write {SAID_ELSEWHERE[word]}"
+    kind = word.removeprefix("--unshare-").removesuffix("-try")
+    if OCI_NAMES.get(kind, kind) in FLAGS:
+        return f"{word} is no option; write --unshare {OCI_NAMES.get(kind, kind)}"
+    known = [shorthand.flag for shorthand in SHORTHANDS]
+    known += ["--" + field.replace("_", "-") for field in FIELDS]
+    near = difflib.get_close_matches(word.partition("=")[0], known, 3)
+    meant = f"; did you mean {' or '.join(near)}?" if near else ""
+    return f"{word} is no option{meant} (see `clonekit {command} --help`)"
 
 
 def parser() -> Parser:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import select
+import signal
 
-from clonekit.errors import DeclarationError
+from clonekit.errors import DeclarationError, SpawnError
 from clonekit.linux.pidfd import number_in_proc
 from clonekit.spec import spawn
 from clonekit.steps.namespaces import FLAGS
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 #: Namespaces whose file under /proc has another name for what a process's children get.
 OF_CHILDREN = {"pid": "pid_for_children", "time": "time_for_children"}
 MOST_CGROUPS = 1 << 16
+PF_EXITING = 4
 
 
 class Entrance:
@@ -59,14 +61,28 @@ class Entrance:
     def _open(
         self, process: Process | int, names: Iterable[str] | None, *, root: bool, cgroup: bool
     ) -> None:
+        if isinstance(process, str | bytes | bool) or process is None:
+            msg = f"{process!r} is no process; give what spawn gave, or a number"
+            raise DeclarationError(msg)
         pid = process if isinstance(process, int) else process.pid
         own = isinstance(process, int)
         pidfd = self._kept(os.pidfd_open(pid)) if own else process.fileno()  # type: ignore[union-attr]
-        number = number_in_proc(pidfd)
-        path = f"/proc/{number}"
+        try:
+            self._look(pid, pidfd, names, root=root, cgroup=cgroup)
+        except OSError as error:
+            refuse_ended(pid, pidfd)
+            if isinstance(error, PermissionError) and error.filename:
+                told = f"process {pid}: {error.filename}: it takes the right to trace the process"
+                raise PermissionError(error.errno, told) from None
+            raise
+
+    def _look(
+        self, pid: int, pidfd: int, names: Iterable[str] | None, *, root: bool, cgroup: bool
+    ) -> None:
+        """Find out where it is."""
+        path = f"/proc/{number_in_proc(pidfd)}"
         directory = self._kept(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-        if select.select([pidfd], [], [], 0)[0]:  # then the directory may be another's
-            raise ProcessLookupError(errno.ESRCH, f"process {pid} has ended")
+        refuse_ended(pid, pidfd)  # then the directory may be another's
         differing = [name for name in FLAGS if differs(name, directory)]
         wanted = differing if names is None else list(names)
         self.names = tuple(name for name in wanted if name in differing)
@@ -79,6 +95,15 @@ class Entrance:
                 self.fields["root"] = there
         if cgroup:
             self.fields["cgroup"] = self._kept(group_of(directory))
+
+    def refuse_ended(self) -> None:
+        """See whether it lives, once what a living one allows was refused.
+
+        Raises: ProcessLookupError.
+        """
+        for pidfd, _ in self.fields.get("join", ()):
+            number = self._process if isinstance(self._process, int) else self._process.pid
+            refuse_ended(number, pidfd)
 
     def _kept(self, fd: int) -> int:
         self._own.append(fd)
@@ -103,6 +128,21 @@ class Entrance:
     def __del__(self) -> None:
         if getattr(self, "_own", None):
             self.close()
+
+
+def refuse_ended(pid: int, pidfd: int) -> None:
+    """See that a process has not begun to end: it loses its namespaces before its pidfd tells.
+
+    Raises: ProcessLookupError.
+    """
+    try:
+        with open(f"/proc/{number_in_proc(pidfd)}/stat", "rb") as file:  # noqa: PTH123 - pathlib is slow to import
+            flags = int(file.read().rpartition(b")")[2].split()[6])
+    except (FileNotFoundError, ProcessLookupError):
+        flags = PF_EXITING
+    if flags & PF_EXITING or select.select([pidfd], [], [], 0)[0]:
+        msg = f"process {pid} has ended"
+        raise ProcessLookupError(errno.ESRCH, msg)
 
 
 def differs(name: str, directory: int) -> bool:
@@ -166,5 +206,10 @@ def enter(
             if field in declaration:
                 msg = f"{field} is that of the process that is entered; leave it out"
                 raise DeclarationError(msg)
-        made: Process = spawn(argv, **entrance.fields, **declaration)
+        try:
+            made: Process = spawn(argv, **entrance.fields, **declaration)
+        except SpawnError as error:
+            if error.phase == "join" or error.signal == signal.SIGKILL:
+                entrance.refuse_ended()
+            raise
         return made

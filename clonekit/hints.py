@@ -43,17 +43,23 @@ UNMAPPED = (
     "who mounts has an id that the user namespace does not map, so nothing can belong to it: give "
     "our own uid and gid a place in the maps"
 )
+NO_PLACE = (
+    "a mount point is missing where nothing can be made; make it before, or let the root be "
+    "overlay(..., in_memory=True)"
+)
+SAME_KIND = "a file is mounted on a file, and a directory on a directory"
 #: What an errno of a call that mounts mostly means.
 OF_MOUNTS = {
     ("fsconfig", errno.EINVAL): "the file system does not know this option, or not this value",
     ("fsopen", errno.ENODEV): "the kernel has no file system of this type",
-    ("mkdirat", errno.EROFS): "a mount point is missing where nothing can be made; make it before",
-    ("mknodat", errno.EROFS): "a mount point is missing where nothing can be made; make it before",
+    ("mkdirat", errno.EROFS): NO_PLACE,
+    ("mknodat", errno.EROFS): NO_PLACE,
     ("mkdirat", errno.EOVERFLOW): UNMAPPED,
     ("mknodat", errno.EOVERFLOW): UNMAPPED,
     ("openat", errno.EOVERFLOW): UNMAPPED,
     ("symlinkat", errno.EOVERFLOW): UNMAPPED,
-    ("move_mount", errno.EINVAL): "a file is mounted on a file, and a directory on a directory",
+    ("move_mount", errno.EINVAL): SAME_KIND,
+    ("openat2", errno.ENOTDIR): SAME_KIND,
     ("open_tree", errno.EINVAL): (
         "it has mounts below it that are locked in this user namespace: bind it recursively"
     ),
@@ -72,6 +78,7 @@ REVEALING = (
 )
 #: What they mostly mean of a clone into a cgroup.
 OF_CGROUP = {
+    errno.EBADF: "it is no directory of a cgroup2 file system; /proc/mounts tells where one is",
     errno.EBUSY: "the group has domain controllers enabled for its children; use one of those",
     errno.EOPNOTSUPP: "the group is below one of threads (cgroup.type), and takes no processes",
     errno.ENODEV: "the group has been removed",
@@ -102,6 +109,10 @@ OTHER = {
     ),
     ("seccomp", errno.EBUSY): (
         "a process has at most one filter with a listener, and this one has one from us"
+    ),
+    **dict.fromkeys(
+        (("setresuid", errno.EINVAL), ("setresgid", errno.EINVAL), ("setgroups", errno.EINVAL)),
+        "the user namespace does not map this id; give it a place in uid_map or gid_map, as ranges",
     ),
     ("landlock_add_rule", errno.EINVAL): "what is no directory cannot have a right of directories",
 }
@@ -157,11 +168,15 @@ def hint_for(number: int, entry: dict[str, Any], program: Compiled) -> str:
     if number == errno.ENOSYS and syscall in FIRST_KERNEL:
         return f"{syscall} needs Linux {FIRST_KERNEL[syscall]}, or is refused by a seccomp filter"
     if phase == "mounts":
-        return mount_hint(number, syscall)
+        return mount_hint(number, syscall, entry["step"])
     if syscall in ("execve", "execveat"):
+        if number == errno.ENOENT and has_phase(program, "mounts"):
+            return "in the program's root it is missing, or the loader or interpreter it names is"
         return exec_hint(number, syscall, ruled=has_phase(program, "landlock"))
     if number in (errno.EPERM, errno.EACCES):
         return forbidden_hint(syscall, phase, program)
+    if phase == "nest" and number == errno.ENOENT:
+        return "the program's root has no /proc; add clonekit.mounts.proc() to mounts"
     return OTHER.get((syscall, number), "")
 
 
@@ -174,6 +189,8 @@ def forbidden_hint(syscall: str, phase: str, program: Compiled) -> str:
     """What a call takes that was not permitted."""
     if syscall in ("seccomp", "landlock_restrict_self"):
         return "without CAP_SYS_ADMIN this needs no_new_privs=True"
+    if phase == "privileges":
+        return "it takes CAP_SETPCAP, which root has, also in a new user namespace"
     if phase == "maps":
         if program.setup.clone_flags & lib.CLONE_NEWUSER:
             return f"{user_namespace_hint()}; or the id outside is not ours"
@@ -181,8 +198,10 @@ def forbidden_hint(syscall: str, phase: str, program: Compiled) -> str:
     return f"it takes {CAPABILITY[syscall]}" if syscall in CAPABILITY else ""
 
 
-def mount_hint(number: int, syscall: str) -> str:
+def mount_hint(number: int, syscall: str, step: str) -> str:
     """Why a mount failed."""
+    if (syscall, number) == ("fsconfig", errno.EINVAL) and "overlay of 1 on" in step:
+        return "one directory alone is no overlay; give in_memory=True, upper, or a second"
     if number != errno.EPERM:
         return OF_MOUNTS.get((syscall, number), "")
     if syscall in ("fsconfig", "fsmount"):

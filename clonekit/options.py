@@ -116,7 +116,7 @@ def add_option(group: Any, field: str, kind: Kind) -> None:
     told = " ".join(first_line(other) for other in FIELDS[field]).replace("%", "%%")
     flag, dest = f"--{field.replace('_', '-')}", f"field {field}"
     option = kind.option
-    if option is None:
+    if option is None or not option.metavar:
         group.add_argument(flag, dest=dest, action="store_true", default=None, help=told)
         return
     code, defaults = kind.function.__code__, kind.function.__defaults__ or ()

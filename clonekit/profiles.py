@@ -66,7 +66,8 @@ class Profile:
         except (TypeError, AttributeError, LookupError, ValueError) as error:
             if isinstance(error, DeclarationError):
                 raise
-            msg = f"it is no seccomp profile: {type(error).__name__}: {error}"
+            told = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            msg = f"it is no seccomp profile: {told}"
             raise DeclarationError(msg) from error
 
     def _fill(self, profile: Mapping[str, Any], where: Where) -> None:

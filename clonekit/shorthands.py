@@ -69,7 +69,14 @@ def mounting(make: Callable[..., Mount]) -> Callable[..., None]:
 
     def apply(fields: Fields, *texts: str) -> None:
         unshare(fields, "mnt")
-        fields["mounts"] = [*fields.get("mounts", ()), make(*texts)]
+        made = make(*texts)
+        if made.parts:
+            fields["mounts"] = [*fields.get("mounts", ()), made]
+            return
+        if "rootfs" in fields or "mounts" in fields:
+            msg = "what is on / is the root: give it first, and without --rootfs and --empty-root"
+            raise DeclarationError(msg)
+        fields["rootfs"] = made
 
     return apply
 
@@ -143,18 +150,22 @@ def empty_root(fields: Fields) -> None:
     from clonekit.mounts import tmpfs as made
 
     unshare(fields, "mnt")
+    if "rootfs" in fields:
+        msg = "there is a root already; give one of --empty-root, --rootfs and a mount on /"
+        raise DeclarationError(msg)
     fields["rootfs"] = made("/")
 
 
 def read_only(fields: Fields) -> None:
     """The root as it is, or will be, but for writing."""
     from clonekit.mounts import bind
-    from clonekit.mounts import tmpfs as made
 
     unshare(fields, "mnt")
     root = fields.get("rootfs", "/")
-    empty = not isinstance(root, str | bytes | os.PathLike)
-    fields["rootfs"] = made("/", read_only=True) if empty else bind(root, "/", read_only=True)
+    if isinstance(root, str | bytes | os.PathLike):
+        fields["rootfs"] = bind(root, "/", read_only=True)
+    else:  # made for these fields alone
+        root.flags |= lib.MOUNT_ATTR_RDONLY
 
 
 def network(fields: Fields) -> None:
@@ -208,7 +219,8 @@ SHORTHANDS = (
     Shorthand("--empty-root", "", "The root is an empty tmpfs with the mounts in it.", empty_root),
     Shorthand("--read-only", "", "Nobody may write to the root, --rootfs or the present one.",
               read_only),
-    Shorthand("--bind", "SRC DEST", "A file or directory of ours, with all below it.",
+    Shorthand("--bind", "SRC DEST",
+              "A file or directory of ours, with all below it. On / it is the root; give it first.",
               binding(nodev=True)),
     Shorthand("--ro-bind", "SRC DEST", "The same, read-only throughout.",
               binding(nodev=True, read_only=True)),

@@ -53,6 +53,16 @@ SAID_ELSEWHERE = {
     "start_new_session": "setsid=True",
     "process_group": "pgid=",
     "preexec_fn": "the fields for what it does, or steps=",
+    "chdir": "cwd=",
+    "capture_output": "fds={0: 0, 1: file, 2: 2}, as the writing end of a pipe",
+    "shell": "the program as ['sh', '-c', ...]",
+    "volumes": "mounts=[clonekit.mounts.bind(...)]",
+    "unshare": "namespaces=",
+    "timeout": "process.wait(timeout=...) for the program, deadline= for its set-up",
+    "memory": "cgroup=Cgroup(limits={'memory.max': ...}), or rlimits={'as': ...} for each process",
+    "limits": "cgroup=Cgroup(limits={...}), or rlimits=",
+    "capability": "capabilities=",
+    "devices": "mounts=[clonekit.mounts.dev(devices=...)]",
 }
 #: Fields that furnish a namespace, and which.
 FURNISHING = {

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clonekit import Cgroup, ChildFd, Landlock, Nascent, Process, Suspended, mounts
+from clonekit.options import kind_of_option
 from clonekit.phases import PHASES
 from clonekit.spec import OTHER_FIELDS
 from clonekit.steps.step import KINDS
@@ -98,7 +99,7 @@ def call(kind: Kind) -> str:
 
 def option(kind: Kind) -> str:
     """The command line's option for the step's field: `--nice N`."""
-    if kind.field is None:
+    if kind.field is None or kind_of_option(kind.field) is None:
         return ""
     metavar = f" {kind.option.metavar}" if kind.option and kind.option.metavar else ""
     return f"`--{kind.field.replace('_', '-')}{metavar}`"

@@ -57,6 +57,29 @@ def test_a_container_from_a_root_file_system(root: Path) -> None:  # noqa: F811 
     assert text.split() == ["0", "box", "2", "/tmp", "1", "y", "1", "/dev/null"]
 
 
+@pytest.mark.parametrize(
+    ("words", "printed"),
+    [
+        (["--ro-bind"], ["/bin"]),
+        (["--overlay"], ["/bin", "/etc/x"]),
+        (["--read-only", "--overlay"], ["/bin"]),
+    ],
+)
+def test_what_is_mounted_on_the_root_is_the_root(
+    root: Path,  # noqa: F811 - the fixture
+    words: list[str],
+    printed: list[str],
+) -> None:
+    told = "ls -d /etc/x /bin; : 2>/dev/null >/etc/x && ls /etc/x"
+    (root / "etc").mkdir(exist_ok=True)
+    done = clonekit(
+        "run", "--unshare-all", "--map-root", *words, str(root), "/", "--", "/bin/busybox", "sh",
+        "-c", told,
+    )  # fmt: skip
+    assert done.stdout.split() == printed, done.stderr
+    assert not (root / "etc/x").exists()
+
+
 def test_an_empty_root_with_what_is_bound_into_it() -> None:
     usr = ["--ro-bind", "/usr", "/usr"]
     for name in ("/bin", "/lib", "/lib64"):
@@ -118,6 +141,11 @@ def test_a_file_with_what_a_descriptor_holds() -> None:
         (("--cpus", "0"), "--cpus: '0' is no number of processors"),
         (("--unshare", "moon"), "'moon' is no namespace"),
         (("--bind", "/tmp"), "--bind"),
+        (("--proc", "/proc", "--ro-bind", "/", "/"), "--ro-bind: what is on / is the root"),
+        (("--rootfs", "/", "--empty-root"), "--empty-root: there is a root already"),
+        (("--ro-bnd", "/", "/"), "did you mean --ro-bind"),
+        (("--unshare-mount",), "write --unshare mnt"),
+        (("--setenv", "A", "b"), "write --env NAME=VALUE"),
     ],
 )
 def test_what_is_wrong_is_named(words: tuple[str, ...], told: str) -> None:

@@ -186,6 +186,12 @@ def test_a_filter_that_refuses_what_must_come_is_refused(
         spawn(["true"], no_new_privs=True, seccomp=made, **fields)
 
 
+@pytest.mark.parametrize("given", ["profile.json", ["mkdir"], {"defaultAction": "SCMP_ACT_ALLOW"}])
+def test_what_is_no_filter_is_refused_with_what_makes_one(given: object) -> None:
+    with pytest.raises(DeclarationError, match=r"give a clonekit.Filter"):
+        spawn(["true"], no_new_privs=True, seccomp=given)
+
+
 def test_the_exec_that_must_pass_is_the_one_that_is_made() -> None:
     with SealedProgram("/bin/true") as program:
         made = Filter("ALLOW").errno("execve")

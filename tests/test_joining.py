@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -339,3 +339,32 @@ with spawn(["sleep", "1000"], namespaces=["uts"], hostname="there") as process:
     enter(process, ["uname", "-n"], fds={1: 1, 2: 2}).wait()
 """
     assert printed([sys.executable, "-c", code], namespaces=NAMES, **MAPPED) == "there\n"
+
+
+@pytest.mark.parametrize("reap", [lambda _: None, Process.wait])
+def test_a_process_that_has_ended_cannot_be_entered(
+    holder: Process, reap: Callable[[Process], object]
+) -> None:
+    holder.kill()
+    os.waitid(os.P_PIDFD, holder.pidfd, os.WEXITED | os.WNOWAIT)
+    reap(holder)
+    with unchanged(), pytest.raises(ProcessLookupError, match=f"process {holder.pid} has ended"):
+        enter(holder, ["true"])
+
+
+def test_a_process_that_ends_meanwhile_is_said_to_have_ended() -> None:
+    """Whatever the kernel says of what it has lost by then: EPERM, ESRCH, or SIGKILL for ours."""
+    for n in range(TIMES):
+        with spawn(["sleep", "1000"], namespaces=NAMES, init=True, **MAPPED) as process:
+            killer = threading.Timer(n * 5e-5, process.kill)
+            killer.start()
+            with suppress(ProcessLookupError), enter(process, ["true"]) as beside:
+                beside.wait()
+            killer.join()
+            process.wait()
+
+
+@pytest.mark.parametrize("what", ["1", None, True])
+def test_what_is_no_process_cannot_be_entered(what: object) -> None:
+    with pytest.raises(DeclarationError, match="is no process"):
+        enter(what, ["true"])  # type: ignore[arg-type]

@@ -191,6 +191,12 @@ def test_a_failed_ruleset_leaves_no_descriptor(tmp_path: Path) -> None:
     assert open_descriptors() == before
 
 
+@pytest.mark.parametrize("ports", [443, "443", ["http"]])
+def test_what_is_no_list_of_ports_is_refused(ports: object) -> None:
+    with pytest.raises(DeclarationError, match=r"443|is no port"):
+        Ruleset(tcp_connect=ports)  # type: ignore[arg-type]
+
+
 def test_a_single_path_is_refused_saying_what_to_write() -> None:
     with pytest.raises(DeclarationError, match=r"give a list of paths, as \['/usr'\]"):
         Ruleset(read="/usr")

@@ -122,6 +122,12 @@ def test_an_unknown_option_is_named(root: Path, apart: Fields) -> None:
     assert "does not know this option" in caught.value.hint
 
 
+def test_an_overlay_of_one_directory_is_told_what_it_lacks(root: Path, apart: Fields) -> None:
+    with pytest.raises(SpawnError) as caught:
+        shell("true", rootfs=overlay("/", [root]), **apart)
+    assert "give in_memory=True, upper, or a second" in caught.value.hint
+
+
 def test_proc_without_a_pid_namespace_is_refused_with_the_reason(root: Path, need: object) -> None:
     need("user")  # type: ignore[operator]
     with pytest.raises(SpawnError) as caught:

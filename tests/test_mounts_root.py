@@ -93,6 +93,20 @@ def test_a_missing_mount_point_in_a_read_only_root_is_named(root: Path, apart: F
     assert not (root / "absent").exists()
 
 
+def test_a_program_that_is_not_in_its_root_is_told_where_it_was_looked_for(
+    root: Path, apart: Fields
+) -> None:
+    with pytest.raises(FileNotFoundError, match="in the program's root it is missing, or the lo"):
+        Spec(["/usr/bin/absent"], rootfs=root, **apart).spawn()
+
+
+def test_a_root_without_proc_is_named_where_a_second_user_namespace_needs_it(
+    root: Path, apart: Fields
+) -> None:
+    with pytest.raises(FileNotFoundError, match=r"add clonekit.mounts.proc\(\) to mounts"):
+        shell("true", rootfs=root, nested_user=(0, 0), **apart)
+
+
 def test_the_whole_root_of_ours_may_be_seen_read_only(apart: Fields, tmp_path: Path) -> None:
     text = output(
         ["sh", "-c", f"touch {tmp_path}/new; cat /proc/self/mountinfo"],

@@ -108,6 +108,9 @@ def rules_of(
     for numbers, forbidden_port in zip(ports, PORTS, strict=True):
         if numbers is not None:
             net |= forbidden_port
+            if isinstance(numbers, str | bytes | int):
+                msg = f"a list of ports is {numbers!r}; give numbers, as [443]"
+                raise DeclarationError(msg)
             port_rules += [(_port(number), forbidden_port) for number in numbers]
     return Rules(Restrictions(files, net, _scopes(scopes)), places, port_rules)
 
@@ -122,8 +125,8 @@ def _list_of(name: str, places: Iterable[Place]) -> Iterable[Place]:
 
 def _port(number: int) -> int:
     """A port, checked: the kernel's error would not say which."""
-    if not 0 <= number <= LAST_PORT:
-        msg = f"{number} is no port; give 0 to {LAST_PORT}"
+    if not isinstance(number, int) or not 0 <= number <= LAST_PORT:
+        msg = f"{number!r} is no port; give 0 to {LAST_PORT}"
         raise DeclarationError(msg)
     return number
 

@@ -63,7 +63,7 @@ def make_ruleset(rules: Any, ruleset: Slot) -> Records:
     phase="landlock",
     field="landlock",
     each=to_enforce,
-    option=Option("RULES", parse_rules),
+    option=Option("ro=PATH,rw=PATH,...", parse_rules),
 )
 def restrict_with_landlock(ruleset: Any, flags: int = 0) -> Records:
     """Enforce Landlock rules, for good: landlock_restrict_self.
@@ -76,6 +76,9 @@ def restrict_with_landlock(ruleset: Any, flags: int = 0) -> Records:
     Raises: EPERM without no_new_privs or CAP_SYS_ADMIN, E2BIG above 16 layers, EOPNOTSUPP.
     Since: Linux 5.13. See: landlock_restrict_self(2).
     """
+    if isinstance(ruleset, str | bytes | dict | list | tuple):
+        msg = f"landlock is {ruleset!r}; give rules, as clonekit.Landlock(read=['/usr'])"
+        raise DeclarationError(msg)
     made = Slot()
     records = list(ruleset.made(made)) if hasattr(ruleset, "made") else None
     if records == []:
@@ -120,6 +123,9 @@ def install_seccomp_filter(
         EBUSY where the child has a filter with a listener already.
     Since: Linux 3.17, listener 5.0. See: seccomp(2).
     """
+    if isinstance(program, str | dict | list | tuple):
+        msg = f"seccomp is {program!r}; give a clonekit.Filter, as Filter.from_oci(path)"
+        raise DeclarationError(msg)
     if not isinstance(program, bytes | bytearray):
         flags |= program.flags
         listener = listener or program.listener
