@@ -39,6 +39,7 @@ FLOORS = (
     ("driven",),
     ("staged",),
     ("program",),
+    ("lasting",),
     ("spec",),
     ("entering", "waiting"),
     ("aio", "network"),
