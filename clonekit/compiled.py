@@ -46,13 +46,14 @@ class Setup:
     Many programs may share one: it holds nothing of argv or the environment.
 
     Attributes:
+        rest: the same of what the first stage carries out, if there is one.
         deadline: how many seconds it may take, or None where it holds the thread that spawns.
         suspension: for a program that stops at its exec, how it is let go.
     """
 
     __slots__ = (
         "assembler", "clone_flags", "deadline", "fd_slots", "floor", "held", "image", "inputs",
-        "manner", "owners", "pointers", "records", "scratch", "slots", "steps", "struct",
+        "manner", "owners", "pointers", "records", "rest", "scratch", "slots", "steps", "struct",
         "suspension",
     )  # fmt: skip
 
@@ -61,6 +62,7 @@ class Setup:
         self.manner = arranged.manner
         self.deadline: float | None = None
         self.suspension: Suspension | None = None
+        self.rest: Setup | None = None
         self.owners = [entry.owner for entry in arranged.clone if entry.owner is not None]
         self.inputs = tuple(arranged.inputs)
         self.slots = tuple(slot.name for slot in self.inputs if not slot.name.startswith("."))

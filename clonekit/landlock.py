@@ -182,6 +182,13 @@ class Landlock:
         """Whether anything of it is enforced here."""
         return any(self.enforced()[1:4])
 
+    def frozen(self) -> object:
+        """What it compiles to here."""
+        places = [(place, int(access)) for place, access in self._places.items()]
+        ports = [(port, int(allowed)) for port, allowed in self._rules.ports]
+        asked = [int(part) for part in self._rules.asked]
+        return asked, places, ports, self.best_effort, self.abi, self.symlinks, abi_here()
+
     def _key(self) -> tuple[object, ...]:
         return (
             self._rules.asked, list(self._places.items()), set(self._rules.ports),

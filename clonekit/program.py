@@ -69,6 +69,7 @@ class Program(Compiled):
 
             self._compile(first_part(arranged), steps, has_clone3=has_clone3)
             self.rest = Rest(arranged, steps, has_clone3=has_clone3)
+            self.setup.rest = self.rest.setup
         self.setup.deadline = None if deadline is None else deadline_of(deadline)
         self.setup.suspension = suspended
 
@@ -83,15 +84,22 @@ class Program(Compiled):
         """The program of a setup and an exec by path: what `__init__` makes, by a shorter way."""
         program = cls.__new__(cls)
         program._last = (argv, executable, env)  # noqa: SLF001 - our own
+        last = setup.rest or setup
         try:
             records, image, pointers = packed(
-                setup.records, setup.image, setup.pointers, len(setup.steps), argv, executable, env
+                last.records, last.image, last.pointers, len(last.steps), argv, executable, env
             )
         except WRONG_TYPES:
             list(execute(argv, executable=executable, env=env).records())  # says what is wrong
             raise
         program.argv = tuple(argv)
-        program._link(setup, records, image, pointers)  # noqa: SLF001 - our own
+        if setup.rest is None:
+            program._link(setup, records, image, pointers)  # noqa: SLF001 - our own
+            return program
+        from clonekit.stage import Rest
+
+        program._link(setup, setup.records, setup.image, setup.pointers)  # noqa: SLF001 - our own
+        program.rest = Rest.after(setup.rest, program._last, records, image, pointers)  # noqa: SLF001 - our own
         return program
 
     @property

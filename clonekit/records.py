@@ -316,14 +316,23 @@ class Ask:
 
     `text` says what is done. `slots` are those whose values it asks for. `meanwhile` is a call that
     the child makes between its question and its waiting, which is then awake, without a call: a
-    filter may forbid all others.
+    filter may forbid all others. `lasting` promises that `act` depends on the step's arguments and
+    the child alone, and may serve again for others.
     """
 
-    __slots__ = ("act", "meanwhile", "slots", "text")
+    __slots__ = ("act", "lasting", "meanwhile", "slots", "text")
 
-    def __init__(self, text: str, act: Act, *slots: Slot, meanwhile: Call | None = None) -> None:
+    def __init__(
+        self,
+        text: str,
+        act: Act,
+        *slots: Slot,
+        meanwhile: Call | None = None,
+        lasting: bool = False,
+    ) -> None:
         self.text = text
         self.act = act
+        self.lasting = lasting
         self.slots = slots
         self.meanwhile = meanwhile
 

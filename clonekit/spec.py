@@ -6,7 +6,7 @@ import os
 
 from clonekit.completion import open_stdio
 from clonekit.errors import DeclarationError
-from clonekit.linux.abi import lib
+from clonekit.lasting import key_of, lasts
 from clonekit.phases import PHASES
 from clonekit.program import Program
 from clonekit.steps.execute import arguments, environment, execute
@@ -38,8 +38,6 @@ OF_MOUNTS = ("mounts", "rootfs", "masked_paths", "readonly_paths")
 #: Steps whose path is looked up where others may have put a symlink, if one of these is given.
 OF_OTHERS = {"change_directory": ("root", "rootfs", "join"), "change_root": ("rootfs", "join")}
 OF_EXEC = ("executable", "env")
-#: Fields whose steps depend on their values alone, not on our ids, files or descriptors.
-LASTING = {name for name, kinds in FIELDS.items() if all(kind.lasting for kind in kinds)}
 #: What `subprocess` calls otherwise.
 SAID_ELSEWHERE = {
     "stdin": "fds={0: file, 1: 1, 2: 2}",
@@ -71,7 +69,7 @@ FURNISHING = {
 }  # fmt: skip
 MOST_KNOWN = 64
 MOST_PROGRAMS = 16
-#: By `Spec._key`: a setup, and its last programs by argv, path and environment.
+#: By `key_of` its fields: a setup, and its last programs by argv, path and environment.
 _known: dict[tuple[object, ...], tuple[Setup, dict[tuple[object, ...], Program]]] = {}
 RANK = {phase: rank for rank, phase in enumerate(PHASES)}
 ORDER = {name: order for order, name in enumerate(KINDS)}
@@ -129,15 +127,14 @@ class Spec:
 
             arguments(self.argv)
             check_executable(self.argv[0], executable, env)
-        key = self._key()
-        if key is None:
-            return Program(self.steps(), deadline=fields.get("deadline"))
-        known = _known.get(key)
+        key = key_of(fields)
+        known = None if key is None else _known.get(key)
         if known is None:
-            if len(_known) >= MOST_KNOWN:
-                _known.clear()
             program = Program(self.steps(), deadline=fields.get("deadline"))
-            _known[key] = program.setup, {}
+            if key is not None and lasts(program.setup) and key == key_of(fields):
+                if len(_known) >= MOST_KNOWN:
+                    _known.clear()
+                _known[key] = program.setup, {}
             return program
         setup, programs = known
         plain = type(self.argv) is list and all(type(text) is str for text in self.argv)
@@ -151,24 +148,6 @@ class Spec:
                 programs.clear()
             programs[words] = same
         return same
-
-    def _key(self) -> tuple[object, ...] | None:
-        """What the compiled setup depends on, if it depends on values alone."""
-        key: list[object] = [lib.ck_has_clone3(), lib.ck_open_stdio()]
-        for name, value in self.fields.items():
-            if name in LASTING:
-                frozen = freeze(value)
-                if frozen is None:
-                    return None
-                key += name, frozen
-            elif name == "executable":
-                if not isinstance(value, str | bytes):
-                    return None
-            elif name == "deadline":
-                key += name, value
-            elif name not in {"env", "check"}:
-                return None
-        return tuple(key)
 
     def spawn(self, **slots: object) -> Process:
         """Compile it and spawn it once."""
@@ -200,20 +179,6 @@ def in_order(fields: Mapping[str, Any]) -> list[Step]:
     steps += own_steps(fields.get("steps", ()))
     steps.sort(key=lambda step: RANK[step.kind.phase])
     return steps
-
-
-def freeze(value: object) -> object:
-    """A value that equals only what compiles the same, or None for one that could change."""
-    kind = type(value)
-    if kind is int or kind is str or kind is bytes or kind is bool:
-        return kind, value
-    if kind is tuple or kind is list:
-        parts = [freeze(part) for part in value]  # type: ignore[attr-defined]
-        return None if None in parts else tuple(parts)
-    if kind is dict:
-        return freeze([part for item in value.items() for part in item])  # type: ignore[attr-defined]
-    frozen = getattr(value, "frozen", None)
-    return None if frozen is None else frozen()
 
 
 def own_steps(steps: Any) -> list[Step]:

@@ -15,9 +15,10 @@ from clonekit.linux.abi import ffi, lib
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from typing import Any
+    from typing import Any, Self
 
     from clonekit.arrange import Arranged
+    from clonekit.compiled import Setup
     from clonekit.records import Slot
     from clonekit.steps.step import Step
 
@@ -39,6 +40,21 @@ class Rest(Compiled):
         later.inputs = dict.fromkeys(arranged.carried)
         later.clone = []
         self._compile(later, steps, has_clone3=has_clone3)
+        self._lay_out()
+
+    @classmethod
+    def after(
+        cls, setup: Setup, last: tuple[Any, ...], records: bytes, image: bytes, pointers: bytes
+    ) -> Self:
+        """The same of a setup, and these with an exec after it."""
+        rest = cls.__new__(cls)
+        rest._last = last  # noqa: SLF001 - our own
+        rest._link(setup, records, image, pointers)  # noqa: SLF001 - our own
+        rest._lay_out()  # noqa: SLF001 - our own
+        return rest
+
+    def _lay_out(self) -> None:
+        """Place all of it in the file."""
         registers = 8 * self.struct.register_count
         image_at = REGISTERS_AT + registers
         image, scratch = ffi.buffer(self.image)[:], self.setup.scratch

@@ -104,11 +104,16 @@ def cloned_place(place: Slot, tree: Slot, *, tolerate: tuple[int, ...] = ()) -> 
     return Call("open_tree", Fd(place), NOTHING, flags, to=tree, tolerate=tolerate)
 
 
+def copies_detached() -> bool:
+    """Whether a part of a tree that is mounted nowhere can be copied."""
+    return kernel_has(6, 15)
+
+
 def cloned_in(directory: Slot, name: bytes, tree: Slot) -> Records:
     """A copy of a file in a tree that is mounted nowhere, but for a moment before Linux 6.15."""
     clone = lib.OPEN_TREE_CLONE | lib.OPEN_TREE_CLOEXEC
     copy = Call("open_tree", Fd(directory), name, clone, to=tree)
-    yield from [copy] if kernel_has(6, 15) else attached_meanwhile(directory, [copy])
+    yield from [copy] if copies_detached() else attached_meanwhile(directory, [copy])
 
 
 def attached_meanwhile(tree: Slot, records: Iterable[Record]) -> Records:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import takewhile
 
 from clonekit.errors import DeclarationError
@@ -82,14 +83,21 @@ def hides(record: Record) -> bool:
     )
 
 
+def suid_dumpable() -> bytes:
+    """The sysctl fs.suid_dumpable, or nothing where it cannot be read."""
+    try:
+        fd = os.open("/proc/sys/fs/suid_dumpable", os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, PermissionError):
+        return b""
+    try:
+        return os.read(fd, 1)
+    finally:
+        os.close(fd)
+
+
 def refuse_debug_dumps() -> None:
     """fs.suid_dumpable=1 makes memory traceable by the very change of ids that must not."""
-    try:
-        with open("/proc/sys/fs/suid_dumpable", "rb") as file:  # noqa: PTH123 - pathlib is slow to import
-            value = file.read(1)
-    except (FileNotFoundError, PermissionError):
-        return
-    if value == b"1":
+    if suid_dumpable() == b"1":
         msg = (
             "the sysctl fs.suid_dumpable is 1, so a process of the new uid could trace our memory "
             "while the child shares it; set it to 0 or 2"

@@ -40,6 +40,7 @@ FLOORS = (
     ("driven",),
     ("staged",),
     ("program",),
+    ("lasting",),
     ("spec",),
     ("entering", "waiting"),
     ("aio", "network"),

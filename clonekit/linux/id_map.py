@@ -84,6 +84,10 @@ class IdMap:
         """Whether it is one id, and this one: what a process may write for itself."""
         return len(self.ranges) == 1 and self.ranges[0][1:] == (outside, 1)
 
+    def frozen(self) -> object:
+        """All that it is."""
+        return self.ranges
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, IdMap) and self.ranges == other.ranges
 

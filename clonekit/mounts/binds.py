@@ -48,7 +48,7 @@ class Bind(Mount):
 
     def tree(self, tree: Slot, flags: int) -> Records:
         """A copy of what is mounted there."""
-        around = self.recursive and self.parts and os.path.realpath(self.path[:-1]) == b"/"
+        around = self._is_around()
         if around:  # the new root stands over it, and is no part of what is meant
             yield set_propagation_of(ROOT, lib.MS_UNBINDABLE)
         yield cloned(self.path, tree, recursive=self.recursive)
@@ -58,6 +58,18 @@ class Bind(Mount):
             yield set_attributes(tree, flags, recursive=self.recursive)
         if self.id_map is not None:
             yield from map_ids(tree, self.id_map, recursive=self.recursive)
+
+    def _is_around(self) -> bool:
+        """Whether the place at which it is mounted is a part of it."""
+        return bool(self.recursive and self.parts) and os.path.realpath(self.path[:-1]) == b"/"
+
+    def frozen(self) -> object:
+        """What its calls depend on; they look at the source."""
+        if self.left_out():
+            return self.known("left out")
+        source, top = os.stat(self.path[:-1]), os.stat(b"/")  # noqa: PTH116 - pathlib is slow to import
+        may_be_top = (source.st_dev, source.st_ino) == (top.st_dev, top.st_ino)
+        return self.known(stat.S_ISDIR(source.st_mode), may_be_top and self._is_around())
 
     def late_flags(self) -> int:
         """None: all of it has its flags from the start, and nothing is made in what is ours."""

@@ -31,6 +31,10 @@ class FileSystem(Mount):
         """The file system, mounted nowhere yet."""
         yield from made(self.kind, self.options, flags, tree)
 
+    def frozen(self) -> object:
+        """What its calls depend on."""
+        return self.known()
+
     def source(self) -> str:
         """Its type."""
         return self.kind

@@ -15,6 +15,7 @@ from clonekit.trees import (
     attached_at,
     cloned_device,
     cloned_in,
+    copies_detached,
     made,
     set_attributes,
 )
@@ -104,6 +105,14 @@ class Dev(Mount):
         for path in self.devices:
             look_at_device(path)
 
+    def frozen(self) -> object:
+        """What its calls depend on.
+
+        Raises: DeclarationError as they do.
+        """
+        self._check()
+        return self.known()
+
     def late_flags(self) -> int:
         """None: it is no root."""
         return 0
@@ -183,6 +192,10 @@ class Contents(Mount):
         if flags & lib.MOUNT_ATTR_RDONLY:
             yield set_attributes(tree, lib.MOUNT_ATTR_RDONLY, recursive=False)
         yield Call("close", Fd(store))
+
+    def frozen(self) -> object:
+        """What its calls depend on."""
+        return self.known(copies_detached())
 
     def source(self) -> str:
         """How much there is, for it may be secret; or the descriptor that has it."""

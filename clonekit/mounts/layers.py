@@ -68,13 +68,25 @@ class Overlay(Mount):
 
     def tree(self, tree: Slot, flags: int) -> Records:
         """The layers put together."""
+        self._check()
+        yield from (
+            self._by_descriptor(tree, flags) if kernel_has(6, 13) else self._by_name(tree, flags)
+        )
+
+    def frozen(self) -> object:
+        """What its calls depend on.
+
+        Raises: DeclarationError as they do.
+        """
+        self._check()
+        return self.known(kernel_has(6, 13))
+
+    def _check(self) -> None:
+        """Refuse a layer that is no directory."""
         for _, path in self.layers():
             if not stat.S_ISDIR(look(path, "overlay", "give directories that exist")):
                 msg = f"overlay: {os.fsdecode(path[:-1])} is no directory; a layer is one"
                 raise DeclarationError(msg)
-        yield from (
-            self._by_descriptor(tree, flags) if kernel_has(6, 13) else self._by_name(tree, flags)
-        )
 
     def _by_descriptor(self, tree: Slot, flags: int) -> Records:
         """Each layer opened by itself: an error says which is missing, and no name is too long."""

@@ -95,6 +95,10 @@ class Mount:
         kinds = type(self).__mro__[:-1]
         return [getattr(self, name) for kind in kinds for name in kind.__slots__]  # type: ignore[attr-defined]
 
+    def known(self, *seen: object) -> list[object]:
+        """For `frozen`, which each kind has: all that it is, and what else its calls depend on."""
+        return [*self._values(), *seen]
+
     def __repr__(self) -> str:
         names = [name for name, flag in FLAGS.items() if self.flags & flag]
         source = self.source()

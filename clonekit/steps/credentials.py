@@ -93,7 +93,7 @@ def of_set(name: str) -> Any:
     return lambda value: [(sets[name],) for sets in [capability_sets(value)] if name in sets]
 
 
-@step(phase="privileges", field="securebits", option=Option("BITS", names_or_number))
+@step(phase="privileges", field="securebits", lasting=True, option=Option("BITS", names_or_number))
 def set_securebits(securebits: int | Iterable[str]) -> Records:
     """Set how uid 0 and capabilities go together ("noroot", ...): prctl PR_SET_SECUREBITS.
 
@@ -110,7 +110,13 @@ def set_securebits(securebits: int | Iterable[str]) -> Records:
     yield Call("prctl", lib.PR_SET_SECUREBITS, value, 0, 0, 0)
 
 
-@step(phase="privileges", field="capabilities", each=of_set("permitted"))
+@step(
+    phase="privileges",
+    field="capabilities",
+    lasting=True,
+    ours=True,
+    each=of_set("permitted"),
+)
 def keep_capabilities(_permitted: object = None) -> Records:
     """Keep the permitted set over a change of ids from root: prctl PR_SET_KEEPCAPS. Exec ends it.
 
@@ -122,6 +128,8 @@ def keep_capabilities(_permitted: object = None) -> Records:
 @step(
     phase="privileges",
     field="capabilities",
+    lasting=True,
+    ours=True,
     each=of_set("bounding"),
     option=Option("SET=NAMES", parse_capabilities, dict),
 )
@@ -164,6 +172,17 @@ def identity(value: int | str | Slot | None, database: str) -> int | Slot:
     return value
 
 
+def numbers(value: object) -> object:
+    """Ids whose meaning does not change: a name's may, with the files that it is looked up in."""
+    parts = value if isinstance(value, tuple | list) else (value,)
+    return value if all(type(part) in {int, type(None)} for part in parts) else None
+
+
+def kept_or_numbers(groups: object) -> object:
+    """The same for a declaration's `groups`."""
+    return groups if groups == KEEP else numbers(groups)
+
+
 def three(value: Any, database: str) -> list[int | Slot]:
     """Real, effective and saved: one value for all, or three."""
     parts = value if isinstance(value, tuple | list) else (value,) * 3
@@ -176,6 +195,8 @@ def three(value: Any, database: str) -> list[int | Slot]:
 @step(
     phase="ids",
     field="groups",
+    lasting=kept_or_numbers,
+    ours=True,
     each=lambda groups: [] if groups == KEEP else [(groups,)],
     option=Option("GIDS", lambda text: KEEP if text == KEEP else [g for g in text.split(",") if g]),
 )
@@ -196,7 +217,14 @@ def parse_ids(text: str) -> Any:
     return parts[0] if len(parts) == 1 else tuple(part or None for part in parts)
 
 
-@step(phase="ids", field="gid", each=lambda gid: [(gid,)], option=Option("GID", parse_ids))
+@step(
+    phase="ids",
+    field="gid",
+    lasting=numbers,
+    ours=True,
+    each=lambda gid: [(gid,)],
+    option=Option("GID", parse_ids),
+)
 def set_gid(gid: Any) -> Records:
     """Set the real, effective and saved gid: a number, a name, or three of them: setresgid.
 
@@ -206,7 +234,14 @@ def set_gid(gid: Any) -> Records:
     yield Call("setresgid", *three(gid, "group"))
 
 
-@step(phase="ids", field="uid", each=lambda uid: [(uid,)], option=Option("UID", parse_ids))
+@step(
+    phase="ids",
+    field="uid",
+    lasting=numbers,
+    ours=True,
+    each=lambda uid: [(uid,)],
+    option=Option("UID", parse_ids),
+)
 def set_uid(uid: Any) -> Records:
     """Set the real, effective and saved uid: a number, a name, or three of them: setresuid.
 
@@ -221,6 +256,8 @@ def set_uid(uid: Any) -> Records:
 @step(
     phase="capabilities",
     field="capabilities",
+    lasting=True,
+    ours=True,
     each=lambda value: [
         (sets["permitted"], sets["effective"], sets["inheritable"])
         for sets in [capability_sets(value)]
@@ -249,7 +286,13 @@ def set_capabilities(
     yield Call("capset", header, data)
 
 
-@step(phase="capabilities", field="capabilities", each=of_set("ambient"))
+@step(
+    phase="capabilities",
+    field="capabilities",
+    lasting=True,
+    ours=True,
+    each=of_set("ambient"),
+)
 def raise_ambient(capabilities: Iterable[str | int]) -> Records:
     """Have exactly these in the ambient set, which exec keeps: prctl PR_CAP_AMBIENT.
 
@@ -261,7 +304,7 @@ def raise_ambient(capabilities: Iterable[str | int]) -> Records:
         yield Call("prctl", lib.PR_CAP_AMBIENT, lib.PR_CAP_AMBIENT_RAISE, number, 0, 0)
 
 
-@step(phase="keys", field="keyring", option=Option("NAME"))
+@step(phase="keys", field="keyring", lasting=True, option=Option("NAME"))
 def join_session_keyring(name: str | None = None) -> Records:
     """Have a session keyring of one's own, anonymous without a name: keyctl.
 

@@ -256,7 +256,7 @@ def set_oom_score_adj(score: int) -> Records:
     yield from write_file("/proc/self/oom_score_adj", str(score).encode()).records()
 
 
-@step(phase="scheduling", field="core_scheduling")
+@step(phase="scheduling", field="core_scheduling", lasting=True)
 def new_core_cookie() -> Records:
     """Share a core's hyperthreads with nobody else: prctl PR_SCHED_CORE, PR_SCHED_CORE_CREATE.
 

@@ -36,7 +36,7 @@ def parse_map(text: str) -> int | list[tuple[int, ...]]:
 OPTION = Option("INSIDE[:OUTSIDE[:COUNT]],...", parse_map)
 
 
-@step(phase="maps", field="uid_map", asks=True, option=OPTION)
+@step(phase="maps", field="uid_map", asks=True, lasting=True, ours=True, option=OPTION)
 def map_uid(inside: int | Sequence[object] | IdMap) -> Records:
     """The uids of the new user namespace: /proc/PID/uid_map.
 
@@ -49,7 +49,7 @@ def map_uid(inside: int | Sequence[object] | IdMap) -> Records:
     yield from written("uid", inside, os.geteuid())
 
 
-@step(phase="maps", field="gid_map", asks=True, option=OPTION)
+@step(phase="maps", field="gid_map", asks=True, lasting=True, ours=True, option=OPTION)
 def map_gid(inside: int | Sequence[object] | IdMap) -> Records:
     """The gids of the new user namespace: /proc/PID/gid_map. Values are as for `map_uid`.
 
@@ -73,7 +73,8 @@ def written(kind: str, value: object, own: int) -> Records:
         return
     capability = lib.CAP_SETUID if kind == "uid" else lib.CAP_SETGID
     if has_capability(capability):
-        yield Ask(f"write /proc/PID/{kind}_map: {shown(id_map)}", Writer(kind, id_map).write)
+        act = Writer(kind, id_map).write
+        yield Ask(f"write /proc/PID/{kind}_map: {shown(id_map)}", act, lasting=True)
         return
     refuse_foreign(id_map, kind)
     refuse_absent(HELPERS[kind])
@@ -140,7 +141,14 @@ class Writer:
                     raise PermissionError(errno.EPERM, f"{program}: {text}")
 
 
-@step(phase="nest", field="nested_user", apart=True, option=Option("UID:GID", parse_ids))
+@step(
+    phase="nest",
+    field="nested_user",
+    apart=True,
+    lasting=True,
+    ours=True,
+    option=Option("UID:GID", parse_ids),
+)
 def nest_user_namespace(ids: tuple[int, int]) -> Records:
     """Enter a second user namespace, which maps only the ids that the program has: unshare.
 

@@ -49,7 +49,7 @@ def load_first_stage() -> Records:
     )  # fmt: skip
 
 
-@step(phase="memory", field="mdwe", apart=True)
+@step(phase="memory", field="mdwe", apart=True, lasting=True, ours=True)
 def deny_write_execute() -> Records:
     """Memory that was ever writable is never executable: prctl(PR_SET_MDWE).
 
@@ -62,7 +62,7 @@ def deny_write_execute() -> Records:
     yield Call("prctl", lib.PR_SET_MDWE, lib.PR_MDWE_REFUSE_EXEC_GAIN, 0, 0, 0)
 
 
-@step(phase="memory", field="no_thp", apart=True)
+@step(phase="memory", field="no_thp", apart=True, lasting=True, ours=True)
 def disable_huge_pages() -> Records:
     """No transparent huge pages for the program: prctl(PR_SET_THP_DISABLE).
 
@@ -72,7 +72,7 @@ def disable_huge_pages() -> Records:
     yield Call("prctl", lib.PR_SET_THP_DISABLE, 1, 0, 0, 0)
 
 
-@step(phase="memory", field="ksm", apart=True)
+@step(phase="memory", field="ksm", apart=True, lasting=True, ours=True)
 def merge_pages() -> Records:
     """Equal pages of the program and others are stored once: prctl(PR_SET_MEMORY_MERGE).
 
@@ -88,7 +88,7 @@ def mappings(text: str) -> int | list[str]:
     return int(text, 0) if text[:1].isdigit() else text.split(",")
 
 
-@step(phase="adjust", field="coredump_filter", each=lambda _: [()])
+@step(phase="adjust", field="coredump_filter", lasting=True, each=lambda _: [()])
 def open_coredump_filter() -> Records:
     """Open /proc/self/coredump_filter, which is root's when ids have changed; for the next step.
 
@@ -100,7 +100,14 @@ def open_coredump_filter() -> Records:
     yield Call("openat", lib.AT_FDCWD, path, flags, 0, to=FILTER)
 
 
-@step(phase="memory", field="coredump_filter", apart=True, option=Option("KINDS", mappings))
+@step(
+    phase="memory",
+    field="coredump_filter",
+    apart=True,
+    lasting=True,
+    ours=True,
+    option=Option("KINDS", mappings),
+)
 def set_coredump_filter(kinds: int | list[str] | str) -> Records:
     """Which kinds of mapping a core dump holds, by number or names: /proc/self/coredump_filter.
 
@@ -126,7 +133,7 @@ def set_coredump_filter(kinds: int | list[str] | str) -> Records:
     yield Call("close", Fd(FILTER))
 
 
-@step(phase="init", field="init", apart=True)
+@step(phase="init", field="init", apart=True, lasting=True, ours=True)
 def run_init() -> Records:
     """The first process of the new PID namespace is an init of ours; the program is its child.
 

@@ -70,7 +70,13 @@ def root_of(root: object) -> Mount | None:
     return root
 
 
-@step(phase="mounts", field="rootfs", option=Option("DIR"))
+def root_here(root: object) -> object:
+    """What the steps for a root depend on: a path that is not absolute means another elsewhere."""
+    mount = root_of(root)
+    return mount is root, mount
+
+
+@step(phase="mounts", field="rootfs", lasting=root_here, option=Option("DIR"))
 def new_root(root: str | bytes | os.PathLike[str] | Mount) -> Records:
     """The root in which mounts are placed: a directory with all below it, or a mount on "/".
 
@@ -101,7 +107,7 @@ def each_mount(mounts: object) -> Iterable[tuple[object, ...]]:
     return [(mount,) for mount in mounts]
 
 
-@step(phase="mounts", field="mounts", each=each_mount, option=NO_OPTION)
+@step(phase="mounts", field="mounts", lasting=True, each=each_mount, option=NO_OPTION)
 def mount(what: Mount) -> Records:
     """Mount something in the root: a value of `clonekit.mounts`.
 
@@ -127,7 +133,35 @@ def each_path(paths: object) -> Iterable[tuple[object, ...]]:
     return [(path,) for path in ([paths] if isinstance(paths, str | bytes) else paths)]  # type: ignore[attr-defined]
 
 
-@step(phase="mounts", field="masked_paths", each=each_path, option=Option("PATH", many=list))
+def what_is_here(name: bytes) -> str:
+    """What a path of /proc or /sys is here, for such are the same in any root.
+
+    "directory", "file" or "nothing"; "unknown" for other paths, and where we may not look.
+    """
+    if not name.startswith((b"proc/", b"sys/")):
+        return "unknown"
+    try:
+        mode = os.stat(b"/" + name).st_mode  # noqa: PTH116 - pathlib is slow to import
+    except (FileNotFoundError, NotADirectoryError):
+        return "nothing"
+    except OSError:
+        return "unknown"
+    return "directory" if stat.S_ISDIR(mode) else "file"
+
+
+def masked_here(paths: object) -> object:
+    """What the steps for masked paths depend on."""
+    refuse_other_null()
+    return [(path, what_is_here(b"/".join(parts_of(path)))) for (path,) in each_path(paths)]  # type: ignore[arg-type]
+
+
+@step(
+    phase="mounts",
+    field="masked_paths",
+    lasting=masked_here,
+    each=each_path,
+    option=Option("PATH", many=list),
+)
 def mask_path(path: str | bytes | os.PathLike[str]) -> Records:
     """Hide what is at a path of the root: the null device over a file, nothing over a directory.
 
@@ -141,20 +175,15 @@ def mask_path(path: str | bytes | os.PathLike[str]) -> Records:
     name = b"/".join(parts_of(path))
     refuse_root(name, path)
     place = Slot()
-    is_directory: bool | None = None
-    if name.startswith((b"proc/", b"sys/")):
-        try:
-            is_directory = stat.S_ISDIR(os.stat(b"/" + name).st_mode)  # noqa: PTH116 - as below
-        except (FileNotFoundError, NotADirectoryError):
-            yield found(name, place, expect=-errno.ENOENT)
-            return
-        except OSError:
-            pass
+    here = what_is_here(name)
+    if here == "nothing":
+        yield found(name, place, expect=-errno.ENOENT)
+        return
     yield found(name, place, tolerate=ABSENT)
-    if is_directory is not False:
-        yield from mask_directory(place, known=bool(is_directory))
-    if not is_directory:
-        yield from mask_file(place, known=is_directory is False)
+    if here != "file":
+        yield from mask_directory(place, known=here == "directory")
+    if here != "directory":
+        yield from mask_file(place, known=here == "file")
     yield Call("close", Fd(place), tolerate=(errno.EBADF,))
 
 
@@ -199,7 +228,13 @@ def refuse_root(name: bytes, path: object) -> None:
         raise DeclarationError(msg)
 
 
-@step(phase="mounts", field="readonly_paths", each=each_path, option=Option("PATH", many=list))
+@step(
+    phase="mounts",
+    field="readonly_paths",
+    lasting=True,
+    each=each_path,
+    option=Option("PATH", many=list),
+)
 def make_path_read_only(path: str | bytes | os.PathLike[str]) -> Records:
     """Let nobody write to a path of the root and all below it, other mounts too: mount_setattr.
 
@@ -220,7 +255,7 @@ def make_path_read_only(path: str | bytes | os.PathLike[str]) -> Records:
     yield Call("close", Fd(place), tolerate=absent)
 
 
-@step(phase="mounts", field="rootfs", option=Option("DIR"))
+@step(phase="mounts", field="rootfs", lasting=root_here, option=Option("DIR"))
 def enter_root(root: str | bytes | os.PathLike[str] | Mount) -> Records:
     """Make the new root the root, and unmount the old one: pivot_root, umount2 MNT_DETACH.
 

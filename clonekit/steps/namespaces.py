@@ -52,7 +52,13 @@ def parse_names(text: str) -> list[str]:
     return [name for name in text.split(",") if name]
 
 
-@step(phase="clone", field="namespaces", option=Option("NAMES", parse_names))
+@step(
+    phase="clone",
+    field="namespaces",
+    lasting=True,
+    ours=True,
+    option=Option("NAMES", parse_names),
+)
 def new_namespaces(names: Iterable[str] | str) -> Records:
     """The child begins in new namespaces, by the names of /proc/PID/ns: clone3's CLONE_NEW flags.
 
@@ -68,7 +74,7 @@ def new_namespaces(names: Iterable[str] | str) -> Records:
     yield Clone(flags)
 
 
-@step(phase="clone", field="empty_mounts")
+@step(phase="clone", field="empty_mounts", lasting=True)
 def empty_mount_namespace() -> Records:
     """The child begins in a mount namespace with nothing mounted: CLONE_EMPTY_MNTNS.
 
@@ -224,6 +230,7 @@ def clock_offsets(offsets: Mapping[str, float]) -> Iterable[tuple[float, ...]]:
 @step(
     phase="namespaces",
     field="time_offsets",
+    lasting=True,
     each=clock_offsets,
     option=Option("CLOCK=SECONDS", parse_offset, dict),
 )

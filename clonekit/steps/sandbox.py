@@ -34,6 +34,11 @@ def parse_rules(text: str) -> object:
     return parse_landlock(text)
 
 
+def own_rules(value: object) -> object:
+    """A declaration's `landlock`, if the child makes it; a descriptor may come to be another."""
+    return value if hasattr(value, "made") else None
+
+
 def to_make(value: object) -> Iterable[tuple[object, ...]]:
     """A declaration's `landlock`, if the child makes it: at a step of its own, while it can."""
     return [(value, RULESET)] if hasattr(value, "made") else []
@@ -46,7 +51,7 @@ def to_enforce(value: Any) -> Iterable[tuple[object, ...]]:
     return [(RULESET,)] if value.enforces() else []
 
 
-@step(phase="rules", field="landlock", each=to_make)
+@step(phase="rules", field="landlock", lasting=own_rules, each=to_make)
 def make_ruleset(rules: Any, ruleset: Slot) -> Records:
     """Make a Landlock ruleset in the child: landlock_create_ruleset, openat, landlock_add_rule.
 
@@ -62,6 +67,7 @@ def make_ruleset(rules: Any, ruleset: Slot) -> Records:
 @step(
     phase="landlock",
     field="landlock",
+    lasting=own_rules,
     each=to_enforce,
     option=Option("ro=PATH,rw=PATH,...", parse_rules),
 )

@@ -128,7 +128,7 @@ def set_parent_death_signal(number: int | str) -> Records:
     yield Call("ppoll", polled, 1, bytes(16), 0, SIGSET_SIZE, expect=0)
 
 
-@step(phase="clone", field="autoreap")
+@step(phase="clone", field="autoreap", lasting=True)
 def end_without_zombie() -> Records:
     """The child leaves no zombie and sends no signal at its end: CLONE_AUTOREAP.
 
@@ -137,7 +137,7 @@ def end_without_zombie() -> Records:
     yield Clone(lib.CLONE_AUTOREAP, exit_signal=0)
 
 
-@step(phase="clone", field="autokill")
+@step(phase="clone", field="autokill", lasting=True)
 def end_with_pidfd() -> Records:
     """The child is killed when the last copy of its pidfd closes: CLONE_PIDFD_AUTOKILL.
 
@@ -147,7 +147,7 @@ def end_with_pidfd() -> Records:
     yield Clone(lib.CLONE_PIDFD_AUTOKILL | lib.CLONE_AUTOREAP, exit_signal=0)
 
 
-@step(phase="clone", field="clone_nnp")
+@step(phase="clone", field="clone_nnp", lasting=True)
 def clone_no_new_privs() -> Records:
     """The child has no_new_privs from its first moment: CLONE_NNP.
 

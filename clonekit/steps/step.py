@@ -65,7 +65,7 @@ class Kind:
 
     __slots__ = (
         "__dict__", "apart", "asks", "each", "field", "function", "lasting", "name", "option",
-        "phase", "raw",
+        "ours", "phase", "raw",
     )  # fmt: skip
 
     def __init__(
@@ -78,12 +78,14 @@ class Kind:
         *,
         apart: bool,
         asks: bool,
-        lasting: bool,
+        lasting: bool | Callable[[Any], object],
+        ours: bool,
         raw: bool,
     ) -> None:
         self.apart = apart
         self.asks = asks
         self.lasting = lasting
+        self.ours = ours
         self.raw = raw
         self.function = function
         self.name = function.__name__
@@ -189,23 +191,28 @@ def step(
     option: Option | None = None,
     apart: bool = False,
     asks: bool = False,
-    lasting: bool = False,
+    lasting: bool | Callable[[Any], object] = False,
+    ours: bool = False,
     raw: bool = False,
 ) -> Callable[[Callable[P, Records]], Callable[P, Step]]:
     """Make a generator of records a step.
 
     `field` is its name in a declaration; `each` turns that field's value into the arguments of
     one or more steps (by default the value is the one argument, and True means "no argument").
-    `lasting` promises that the records depend on the arguments alone, never on our own ids, files
-    or descriptors: what they compile to may then serve again. `apart` says that it may need a
-    memory of the child's own, `asks` that the parent may be asked for something. `raw` says that
-    the caller chooses the call itself, which is then checked against what a child must not do.
+    `lasting` promises that the records depend on the field's value alone, never on our own ids,
+    files or descriptors: what they compile to may then serve again. Where they depend on more, it
+    is a function of the value that gives all that they depend on, or None if that cannot be told.
+    `ours` says that they depend on our ids, capabilities and limits too, as `clonekit.lasting.ours`
+    has them. `apart` says that it may need a memory of the child's own, `asks` that the parent may
+    be asked for something. `raw` says that the caller chooses the call itself, which is then
+    checked against what a child must not do.
     """
 
     def register(function: Callable[P, Records]) -> Callable[P, Step]:
         kind = KINDS[function.__name__] = Kind(
-            function, phase, field, each, option, apart=apart, asks=asks, lasting=lasting, raw=raw
-        )
+            function, phase, field, each, option, apart=apart, asks=asks, lasting=lasting,
+            ours=ours, raw=raw,
+        )  # fmt: skip
         return kind
 
     return register
