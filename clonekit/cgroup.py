@@ -64,7 +64,7 @@ class Cgroup:
         owner: int | tuple[int, int] | None = None,
         leaf: str | None = None,
     ) -> None:
-        self._fd = self._maker = -1
+        self._fd, self._maker = -1, os.getpid()
         self.name = name_of(name) if name is not None else unused_name()
         lines = lines_of(limits or {})
         ids = cgroup_parent.owner_of(owner)
@@ -77,20 +77,23 @@ class Cgroup:
         above = cgroup_parent.own_parent(leaf) if parent is None else opened(parent)
         try:
             cgroup_parent.enable(above, needed, limits or {}, leaf, own=own)
-            with cgroup_parent.told_who_may(own=own):
-                os.mkdir(self.name, 0o755, dir_fd=above)
+            made = name is None  # a name of ours is nobody else's
             try:
+                with cgroup_parent.told_who_may(own=own):
+                    os.mkdir(self.name, 0o755, dir_fd=above)
+                made = True
                 self._fd = os.open(self.name, cgroup2.WITHIN, dir_fd=above)
                 set_lines(self._fd, lines)
                 if ids is not None:
                     cgroup_parent.give_to(self._fd, *ids)
             except BaseException:
-                os.rmdir(self.name, dir_fd=above)
+                if made:
+                    with contextlib.suppress(OSError):
+                        os.rmdir(self.name, dir_fd=above)
                 self.close()
                 raise
         finally:
             os.close(above)
-        self._maker = os.getpid()
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -99,7 +102,7 @@ class Cgroup:
         Raises: DeclarationError for what is no group of version 2.
         """
         self = cls.__new__(cls)
-        self._maker = -1
+        self._fd = self._maker = -1
         self._fd = cgroup2.open_group(path)
         self.name = cgroup_tree.name_in_parent(self._fd)
         return self

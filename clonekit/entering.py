@@ -89,8 +89,9 @@ class Entrance:
         if self.names:
             self.fields["join"] = [(pidfd, self.names)]
         if root:
-            there = os.open("root", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
-            self._own.append(there)
+            # By O_PATH: nothing is opened, for which a file system of its own could make us wait.
+            flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+            there = self._kept(os.open("root", flags, dir_fd=directory))
             if "mnt" in self.names or not os.path.samestat(os.fstat(there), os.stat("/")):  # noqa: PTH116 - pathlib is slow to import
                 self.fields["root"] = there
         if cgroup:

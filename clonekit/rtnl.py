@@ -126,7 +126,8 @@ class Rtnl:
             os.close(namespace)
 
     def __del__(self) -> None:
-        self.close()
+        if hasattr(self, "_socket"):
+            self.close()
 
     # Requests. Each raises OSError with the kernel's errno, and its words where it has some.
 

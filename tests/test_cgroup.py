@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from parent_snapshot import unchanged
@@ -256,3 +258,24 @@ def test_where_no_group_can_be_made_it_says_what_would_do() -> None:
         pytest.raises((PermissionError, DeclarationError), match=r"Delegate=yes|version 2"),
     ):
         Cgroup()
+
+
+@pytest.mark.skipif(bool(CGROUP2), reason=CGROUP2)
+@pytest.mark.parametrize("call", ["mkdir", "close"])
+def test_an_interrupt_while_it_is_made_leaves_no_group(
+    monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    there = cgroup_parent.own_path()
+    before, real = set(os.listdir(there)), getattr(os, call)
+
+    def interrupted(*arguments: Any, **named: Any) -> None:
+        real(*arguments, **named)
+        if call == "mkdir" or set(os.listdir(there)) != before:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            Cgroup()
+    gc.collect()
+    assert set(os.listdir(there)) == before
