@@ -7,7 +7,23 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clonekit import Cgroup, ChildFd, Landlock, Nascent, Process, Suspended, mounts
+import clonekit
+from clonekit import (
+    Cgroup,
+    ChildFd,
+    Filter,
+    Landlock,
+    Nascent,
+    Process,
+    Suspended,
+    enter,
+    mounts,
+    netns,
+)
+from clonekit.behalf import Opening
+from clonekit.linux.id_map import IdMap
+from clonekit.network import Macvlan, Move, Network, Veth, networks
+from clonekit.notify import Listener, Request
 from clonekit.options import kind_of_option
 from clonekit.phases import PHASES
 from clonekit.spec import OTHER_FIELDS
@@ -49,7 +65,7 @@ The functions of `clonekit.mounts`: values of the fields `mounts` and, where the
 HANDLES_OPENING = """
 ## Handles
 
-What `spawn`, `nascent` and `suspended=True` give, and two that a declaration takes.
+What `spawn`, `nascent` and `suspended=True` give, and what a declaration takes.
 `clonekit.aio.nascent()` gives the second with `do`, `syscall`, `give` and `start` to be awaited;
 `clonekit.aio.wait(process)` awaits an end. An order may take 10 s where nobody says otherwise.
 `help(...)` of each says more.
@@ -66,7 +82,33 @@ HANDLES = {
         "wait_empty remove fileno close"
     ),
     Landlock: "enforced",
+    Filter: "allow errno kill trap log notify answer from_oci told explain",
+    Listener: "serve receive stop events fileno close",
+    Request: "call errno result continue_ add_fd read read_string write check is_valid",
+    Opening: "open answer",
+    Network: "join add fileno close",
+    IdMap: "subordinate",
 }
+NETWORKS_OPENING = """
+## Beside and between
+
+`clonekit.enter`, the values of the field `network` and the functions of `clonekit.network`, and
+those of `clonekit.netns`. `help(...)` of each says more.
+
+| | effect | raises | since | see |
+|---|---|---|---|---|
+"""
+NETWORKS = (
+    enter,
+    Veth,
+    Macvlan,
+    Move,
+    networks,
+    netns.create,
+    netns.find,
+    netns.names,
+    netns.remove,
+)
 LABELS = ("Raises", "Since", "See")
 BEGIN, END = "<!-- phases -->\n", "<!-- end of phases -->\n"
 
@@ -129,7 +171,8 @@ def method(owner: type, name: str) -> str:
     told = inspect.cleandoc(member.__doc__ or "")
     parameters = ""
     if not isinstance(member, property):
-        known = list(inspect.signature(member).parameters.values())[1:]
+        known = list(inspect.signature(member).parameters.values())
+        known = known if inspect.ismethod(member) else known[1:]
         plain = [each.replace(annotation=inspect.Parameter.empty) for each in known]
         parameters = str(inspect.Signature(plain))
     return f"| `{name}{parameters}` | {told.partition(chr(10))[0].removesuffix('.')} |\n"
@@ -141,11 +184,12 @@ def value(function: Callable[..., object]) -> str:
     known = inspect.signature(function)
     plain = [
         parameter.replace(annotation=inspect.Parameter.empty)
-        if not isinstance(parameter.default, int) or isinstance(parameter.default, bool)
+        if not isinstance(parameter.default, int) or "mode" not in parameter.name
         else parameter.replace(annotation=inspect.Parameter.empty, default=Octal(parameter.default))
         for parameter in known.parameters.values()
     ]
-    call = f"{function.__name__}{inspect.Signature(plain)}"
+    place = "netns." if function.__module__ == netns.__name__ else ""
+    call = f"{place}{function.__name__}{inspect.Signature(plain)}"
     cells = [f"`{call}`", told["Effect"], *(told.get(label, "") for label in LABELS)]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 
@@ -163,8 +207,14 @@ def handles() -> str:
     for owner, names in HANDLES.items():
         told = inspect.cleandoc(owner.__doc__ or "").partition("\n")[0]
         rows = "".join(method(owner, name) for name in names.split())
-        text += f"\n### {owner.__name__}\n\n{told}\n\n| | effect |\n|---|---|\n{rows}"
+        place = "" if hasattr(clonekit, owner.__name__) else f"{owner.__module__}."
+        text += f"\n### {place}{owner.__name__}\n\n{told}\n\n| | effect |\n|---|---|\n{rows}"
     return text
+
+
+def beside() -> str:
+    """What makes networks, and processes in others' namespaces."""
+    return NETWORKS_OPENING + "".join(value(each) for each in NETWORKS)
 
 
 def order() -> str:
@@ -178,7 +228,7 @@ def pages() -> dict[Path, str]:
     before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
     return {
-        REFERENCE: reference() + mounted() + handles(),
+        REFERENCE: reference() + mounted() + beside() + handles(),
         README: before + BEGIN + order() + END + after,
     }
 
