@@ -122,6 +122,10 @@ class Mine(FileSystem):
     __slots__ = ("more",)
 
 
+class Seconds(float):
+    """A number that may be more than one."""
+
+
 class Looking:
     """A descriptor that changes its number, and has a method of our name."""
 
@@ -142,6 +146,7 @@ class Looking:
         {"fds": {0: 0, 1: open(os.devnull, "wb")}},  # noqa: SIM115 - for as long as the tests
         {"executable": 0},
         {"landlock": 0},
+        {"deadline": Seconds(5)},
         {"uid": "root"},
         {"groups": ["root"]},
         {"gid": (0, "root", 0)},
