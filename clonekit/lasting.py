@@ -44,7 +44,7 @@ def key_of(fields: Mapping[str, Any]) -> tuple[object, ...] | None:
     of_ours = False
     try:
         for name, value in fields.items():
-            lasting = LASTING.get(name)
+            lasting = True if name == "deadline" else LASTING.get(name)
             if lasting:
                 told = value if lasting is True else lasting(value)
                 frozen = None if told is None else freeze(told)
@@ -55,8 +55,6 @@ def key_of(fields: Mapping[str, Any]) -> tuple[object, ...] | None:
             elif name == "executable":
                 if not isinstance(value, str | bytes):
                     return None
-            elif name == "deadline":
-                key += name, freeze(value)
             elif name not in {"env", "check"}:
                 return None
         if of_ours:

@@ -110,13 +110,7 @@ def set_securebits(securebits: int | Iterable[str]) -> Records:
     yield Call("prctl", lib.PR_SET_SECUREBITS, value, 0, 0, 0)
 
 
-@step(
-    phase="privileges",
-    field="capabilities",
-    lasting=True,
-    ours=True,
-    each=of_set("permitted"),
-)
+@step(phase="privileges", field="capabilities", lasting=True, each=of_set("permitted"))
 def keep_capabilities(_permitted: object = None) -> Records:
     """Keep the permitted set over a change of ids from root: prctl PR_SET_KEEPCAPS. Exec ends it.
 
@@ -129,7 +123,6 @@ def keep_capabilities(_permitted: object = None) -> Records:
     phase="privileges",
     field="capabilities",
     lasting=True,
-    ours=True,
     each=of_set("bounding"),
     option=Option("SET=NAMES", parse_capabilities, dict),
 )
@@ -286,13 +279,7 @@ def set_capabilities(
     yield Call("capset", header, data)
 
 
-@step(
-    phase="capabilities",
-    field="capabilities",
-    lasting=True,
-    ours=True,
-    each=of_set("ambient"),
-)
+@step(phase="capabilities", field="capabilities", lasting=True, each=of_set("ambient"))
 def raise_ambient(capabilities: Iterable[str | int]) -> Records:
     """Have exactly these in the ambient set, which exec keeps: prctl PR_CAP_AMBIENT.
 

@@ -73,7 +73,7 @@ def root_of(root: object) -> Mount | None:
 def root_here(root: object) -> object:
     """What the steps for a root depend on: a path that is not absolute means another elsewhere."""
     mount = root_of(root)
-    return mount is root, mount
+    return mount if mount is root else (repr(root), mount)
 
 
 @step(phase="mounts", field="rootfs", lasting=root_here, option=Option("DIR"))
