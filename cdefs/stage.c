@@ -116,14 +116,17 @@ answer(struct ck_frame *frame, long awake)
     return -ENOSYS_;
 }
 
-/* The descriptor of the records: each argument holds one byte of it, the lowest first. */
+/* The descriptor of the records: each argument holds one byte of it, the lowest first. Whoever looks
+ * at /proc/PID/cmdline later sees none. */
 static long
-descriptor_in(const char *const *arguments)
+descriptor_in(char *const *arguments)
 {
     long fd = 0;
 
-    for (int n = 0; n < 3 && arguments[n]; n++)
+    for (int n = 0; n < 3 && arguments[n]; n++) {
         fd |= (long)(unsigned char)arguments[n][0] << 8 * n;
+        *(volatile char *)arguments[n] = 0;
+    }
     return fd;
 }
 
@@ -136,7 +139,7 @@ ck_stage(const long *stack)
     ck_syscall(__NR_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0, 0);                 /* S1 */
     if (stack[0] != 4)
         leave(EXIT_STATUS);
-    fd = descriptor_in((const char *const *)(stack + 2));
+    fd = descriptor_in((char *const *)(stack + 2));
     size = ck_syscall(__NR_lseek, fd, 0, SEEK_END_, 0, 0, 0);
     if (size <= 0 || ck_syscall(__NR_mmap, CK_PLAN_AT, size, PROT_READ_WRITE,
                                 MAP_SHARED_ | MAP_FIXED_NOREPLACE_, fd, 0) != CK_PLAN_AT)

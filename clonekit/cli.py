@@ -202,10 +202,20 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             process = program.spawn()
         except SpawnError as error:
+            refuse_ended(arguments)
             raise refusal(error, spec.argv[0]) from None
         except DeclarationError as error:
             raise Refused(str(error)) from None
         return status_of(job.attend(process))
+
+
+def refuse_ended(arguments: argparse.Namespace) -> None:
+    """A process that was to be entered has ended meanwhile: that is why it failed."""
+    if "entrance" in arguments:
+        try:
+            arguments.entrance.refuse_ended()
+        except ProcessLookupError as error:
+            raise Refused(str(error.strerror)) from None
 
 
 def status_of(ended: Exit) -> int:

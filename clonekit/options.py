@@ -281,7 +281,7 @@ def hold(fields: dict[str, Any], arguments: argparse.Namespace, held: contextlib
     if "entered" in arguments:
         from clonekit.entering import Entrance
 
-        entrance = held.enter_context(
+        arguments.entrance = entrance = held.enter_context(
             Entrance(
                 arguments.entered, arguments.only, root=not arguments.own_root,
                 cgroup=arguments.its_cgroup,
