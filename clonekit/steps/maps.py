@@ -7,7 +7,6 @@ import os
 
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import lib
-from clonekit.linux.pidfd import number_in_proc
 from clonekit.linux.privilege import has_capability, is_privileged
 from clonekit.records import Ask, Call, OwnMemory
 from clonekit.steps.opening import write_file
@@ -115,6 +114,8 @@ class Writer:
 
     def write(self, child: Asking) -> None:
         """Write it ourselves, in one call."""
+        from clonekit.linux.pidfd import number_in_proc
+
         number = number_in_proc(child.pidfd)
         fd = os.open(f"/proc/{number}/{self.kind}_map", os.O_WRONLY | os.O_CLOEXEC)
         try:
@@ -124,6 +125,7 @@ class Writer:
 
     def ask(self, child: Asking) -> None:
         """Have it written by the program that knows which ids are ours."""
+        from clonekit.linux.pidfd import number_in_proc
         from clonekit.spec import spawn
 
         program = HELPERS[self.kind]
