@@ -250,7 +250,9 @@ SHORTHANDS = (
               limiting("cpu.max", processors)),
     Shorthand("--die-with-parent", "", "SIGKILL when we end, as --pdeathsig KILL.",
               setting("pdeathsig", "KILL")),
-    Shorthand("--new-session", "", "A session without a terminal, as --setsid.",
+    Shorthand("--new-session", "",
+              "A session without our terminal, into which it could otherwise type commands"
+              " (TIOCSTI); as --setsid.",
               setting("setsid", value=True)),
     Shorthand("--chdir", "DIR", "Begin in this directory, as --cwd.", directory),
 )  # fmt: skip

@@ -243,7 +243,7 @@ def set_memory_policy(mode: str, nodes: Iterable[int] = ()) -> Records:
     yield Call("set_mempolicy", number, mask or 0, len(mask) * 8 + 1 if mask else 0)
 
 
-@step(phase="adjust", field="oom_score_adj", lasting=True, option=Option("N", int))
+@step(phase="score", field="oom_score_adj", lasting=True, option=Option("N", int))
 def set_oom_score_adj(score: int) -> Records:
     """How soon it is killed for memory, -1000 (never) to 1000: /proc/self/oom_score_adj.
 
