@@ -8,6 +8,7 @@ import pty
 import shutil
 import socket
 import struct
+import tempfile
 import termios
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,18 +35,18 @@ FEW, MANY = 12, 40
 
 
 @pytest.fixture
-def set_uid_see(tmp_path: Path) -> Path:
-    """A set-uid root program, where a file system honours that."""
+def set_uid_see() -> Iterator[Path]:
+    """A set-uid root program, where a file system honours that, and anybody reaches it."""
     if os.geteuid() != 0:
         pytest.skip("it takes root")
-    for directory in (tmp_path, *list(tmp_path.parents)[:2]):
-        directory.chmod(0o755)
-    path = tmp_path / "see"
-    shutil.copy("/usr/bin/id", path)
-    path.chmod(0o4755)
-    if output([str(path), "-u"], uid=NOBODY, gid=NOBODY) != "0\n":
-        pytest.skip("set-uid files are not honoured here")
-    return path
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        os.chmod(directory, 0o755)
+        path = Path(directory) / "see"
+        shutil.copy("/usr/bin/id", path)
+        path.chmod(0o4755)
+        if output([str(path), "-u"], uid=NOBODY, gid=NOBODY) != "0\n":
+            pytest.skip("set-uid files are not honoured here")
+        yield path
 
 
 def test_a_set_uid_program_gets_no_rights_where_there_are_none_to_be_had(

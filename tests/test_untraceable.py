@@ -6,21 +6,30 @@ be traced by processes of that uid, or by that namespace's root. An attacker tri
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import mmap
 import os
 import signal
 import struct
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from attacking import (
+    SPAWNS,
+    Victim,
+    Waiting,
+    attacker,
+    changed,
+    forks,
+    hammer,
+    lowered,
+    namespace,
+    outsider,
+    see,
+    victim,
+)
 from step_cases import NOBODY
 
-from clonekit import Fd, Process, Program, nascent, spawn
+from clonekit import Fd, Process, Program, spawn
 from clonekit.linux.abi import call, lib
 from clonekit.records import Call
 from clonekit.steps import (
@@ -28,86 +37,16 @@ from clonekit.steps import (
     join_namespaces,
     new_session,
     set_capabilities,
-    set_gid,
-    set_groups,
-    set_oom_score_adj,
-    set_parent_death_signal,
     set_scheduler,
-    set_uid,
-    set_umask,
     system_call,
 )
-from clonekit.steps.step import KINDS, Step, step
+from clonekit.steps.step import KINDS, step
 
 Need = Callable[[str], None]
-INTACT = 0x1234_5678_9ABC_DEF0
-WRITTEN = 0x0BAD_0BAD_0BAD_0BAD
-SPAWNS = 2_000
+
+__all__ = ["namespace", "outsider", "see", "victim"]  # fixtures
 
 pytestmark = pytest.mark.usefixtures("no_hang")
-
-
-class Victim:
-    """One word of our memory, on a page of its own."""
-
-    def __init__(self) -> None:
-        self.page = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.page))
-        self.word = struct.pack("<Q", INTACT)
-        self.page[:8] = self.word
-
-    @property
-    def intact(self) -> bool:
-        return self.page[:8] == self.word
-
-
-@pytest.fixture
-def victim() -> Victim:
-    return Victim()
-
-
-@contextmanager
-def attacker(
-    built: Path, victim: Victim, *pids: int, **declaration: object
-) -> Iterator[Callable[[], bytes]]:
-    """A process that attacks these, or us and each child that is being made.
-
-    It gives a function that waits until something was written, and says `!`.
-    """
-    which = "only" if pids else "recent"
-    program = os.open(built / "attack", os.O_RDONLY | os.O_CLOEXEC)
-    reader, writer = os.pipe2(os.O_CLOEXEC)
-    try:
-        process = spawn(
-            ["attack", hex(victim.address), hex(WRITTEN), which, *map(str, pids or [os.getpid()])],
-            executable=program, fds={1: writer, 2: 2},
-            pdeathsig="KILL", env={}, **declaration,
-        )  # fmt: skip
-    finally:
-        os.close(program)
-        os.close(writer)
-    with process:
-        assert os.read(reader, 1) == b"."
-        yield lambda: os.read(reader, 1)
-        assert process.poll() is None, "the attacker is to live to the end"
-    os.close(reader)
-
-
-@pytest.fixture
-def outsider(need: Need) -> dict[str, object]:
-    """How an attacker is spawned that is of the uid that children change to."""
-    need("setuid")
-    return {"uid": NOBODY, "gid": NOBODY}
-
-
-@pytest.fixture
-def namespace(need: Need) -> Iterator[Process]:
-    """A process in a user namespace of ours, whose root attackers are."""
-    need("user")
-    with spawn(
-        ["sleep", "100000"], namespaces=["user"], uid_map=0, gid_map=0, pdeathsig="KILL"
-    ) as holder:
-        yield holder
 
 
 @step(phase="prctl")
@@ -118,10 +57,6 @@ def undo_the_guard() -> Iterator[Call]:
 
 
 del KINDS["undo_the_guard"]  # it is no step of the library
-
-
-def lowered() -> list[Step]:
-    return [set_groups([]), set_gid(NOBODY), set_uid(NOBODY)]
 
 
 def test_the_attacker_writes_a_process_of_its_own_uid(built: Path, victim: Victim) -> None:
@@ -174,112 +109,11 @@ def test_the_attacker_writes_a_parent_that_opens_up_after_a_join(
     assert call("prctl", lib.PR_GET_DUMPABLE) == 1
 
 
-@pytest.fixture
-def see(built: Path) -> Iterator[int]:
-    """A tiny program, by descriptor: whoever runs it may not be let into our directory."""
-    fd = os.open(built / "see", os.O_RDONLY | os.O_CLOEXEC)
-    yield fd
-    os.close(fd)
-
-
-def hammer(
-    victim: Victim,
-    programs: Sequence[Program | Waiting],
-    others: list[Callable[[], object]],
-    spawns: int = SPAWNS,
-) -> None:
-    """Spawn these programs by thousands, beside threads that do other things."""
-    stop = threading.Event()
-    wrong: list[BaseException] = []
-
-    def repeat(work: Callable[[], object]) -> None:
-        try:
-            while not stop.is_set():
-                work()
-        except BaseException as error:  # noqa: BLE001 - the test tells of it below
-            wrong.append(error)
-
-    threads = [threading.Thread(target=repeat, args=(work,)) for work in others]
-    for thread in threads:
-        thread.start()
-    try:
-        for _ in range(spawns // len(programs)):
-            for program in programs:
-                # An attacker that stops the program again and again need not be waited for.
-                with contextlib.suppress(FileNotFoundError), program.spawn():
-                    pass
-                assert victim.page[:8] == victim.word, f"written beside {program!r}"
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-    assert wrong == []
-    assert call("prctl", lib.PR_GET_DUMPABLE) == 1
-
-
-def forks() -> None:
-    """Fork in mid-spawn: the copy has its own memory, which is ours to trace."""
-    pid = os.fork()
-    if pid == 0:
-        os._exit(call("prctl", lib.PR_GET_DUMPABLE))
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
-
-
-def changed(see: int) -> list[Program]:
-    """Programs of another uid: that succeed, that fail late, in sessions of their own."""
-    last = execute(["see", "-"], see, env={})
-    return [
-        Program([*lowered(), last]),
-        Program([new_session(), *lowered(), last]),
-        Program([*lowered(), execute(["/nonexistent"], env={})]),
-        Program([set_oom_score_adj(500), *lowered(), set_parent_death_signal("KILL"), last]),
-        Program([system_call("setfsuid", NOBODY), *lowered(), last]),
-    ]
-
-
 def test_no_process_of_the_new_uid_writes_our_memory(
     built: Path, victim: Victim, outsider: dict[str, object], see: int
 ) -> None:
     with attacker(built, victim, **outsider):
         hammer(victim, changed(see), [])
-
-
-class Waiting:
-    """Steps that a child carries out when it is started, after it has waited."""
-
-    def __init__(self, *steps: Step) -> None:
-        self.steps = steps
-
-    def spawn(self) -> Process:
-        with nascent() as child:
-            child.syscall("getpid")
-            return child.start(self.steps)
-
-
-def test_no_process_of_the_new_uid_writes_our_memory_beside_a_child_that_is_driven(
-    built: Path, victim: Victim, outsider: dict[str, object], see: int
-) -> None:
-    last = execute(["see", "-"], see, env={})
-    absent = execute(["/nonexistent"], env={})
-    driven = [
-        Program([*lowered(), last], deadline=60),
-        Program([new_session(), *lowered(), absent], deadline=60),
-        Waiting(*lowered(), last),
-        Waiting(*lowered(), absent),
-        Waiting(set_umask(0), *lowered(), set_umask(0), last),
-    ]
-    with attacker(built, victim, **outsider):
-        hammer(victim, driven, [forks])
-
-
-def test_no_root_of_a_joined_user_namespace_writes_us_beside_a_child_that_is_driven(
-    built: Path, victim: Victim, namespace: Process, see: int
-) -> None:
-    joins = join_namespaces(namespace.pidfd, "user")
-    last = execute(["see", "-"], see, env={})
-    driven = [Program([joins, last], deadline=60), Waiting(joins, last)]
-    with attacker(built, victim, join=[(namespace.pidfd, ["user"])]):
-        hammer(victim, driven, [])
 
 
 def test_spawns_in_other_threads_do_not_open_a_guarded_one(
