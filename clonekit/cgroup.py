@@ -8,13 +8,13 @@ import os
 import time
 
 from clonekit.linux import cgroup2, cgroup_parent, cgroup_tree
+from clonekit.linux.block import Block
 from clonekit.linux.cgroup2 import name_of, parsed, unused_name
 from clonekit.linux.cgroup_limits import controllers_of, lines_of, set_lines
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from types import TracebackType
     from typing import Any, Self, TypeAlias
 
     Path: TypeAlias = str | bytes | os.PathLike[str]
@@ -23,7 +23,7 @@ PATIENCE = 10.0  # seconds
 MOST_TRIES = 16  # against a process of our own uid that takes our rights to the group away
 
 
-class Cgroup:
+class Cgroup(Block):
     """A cgroup of version 2, made here: `with Cgroup(limits=...) as it: spawn(..., cgroup=it)`.
 
     At the block's end all that is in it is killed and it is removed, whatever the child left behind
@@ -287,15 +287,7 @@ class Cgroup:
         if fd >= 0:
             os.close(fd)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def _leave(self) -> None:
         if self._fd >= 0 and self._maker == os.getpid():
             self.remove()
         self.close()

@@ -10,6 +10,7 @@ from socket import MSG_NOSIGNAL, SCM_RIGHTS, SOL_SOCKET
 from clonekit.completion import refuse_others
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import call, lib
+from clonekit.linux.block import Block
 from clonekit.linux.memory import address
 from clonekit.manners import deadline_of
 from clonekit.orders import Order
@@ -20,8 +21,7 @@ from clonekit.steps.sandbox import system_call
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
-    from typing import Any, ClassVar, Self
+    from typing import Any, ClassVar
 
     from clonekit.manners import Manner
     from clonekit.records import Operand, Slot
@@ -35,7 +35,7 @@ class Refused(OSError):  # noqa: N818 - it is an answer, and the child is well
     """An order that the child does not take now: nothing of it was done, and it is as it was."""
 
 
-class Child:
+class Child(Block):
     """A child that carries out orders: any step, any system call.
 
     Descriptors among a step's arguments are ours (a number, an object with `fileno()`), and are
@@ -203,15 +203,7 @@ class Child:
             msg = f"child {self.pid} is that of process {self._owner}, of which this is a copy"
             raise RuntimeError(msg)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def _leave(self) -> None:
         self.kill()
 
     def kill(self) -> None:

@@ -8,6 +8,7 @@ import select
 import signal
 
 from clonekit.errors import DeclarationError, SpawnError
+from clonekit.linux.block import Block
 from clonekit.linux.pidfd import number_in_proc
 from clonekit.spec import spawn
 from clonekit.steps.namespaces import FLAGS
@@ -15,8 +16,7 @@ from clonekit.steps.namespaces import FLAGS
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from types import TracebackType
-    from typing import Any, Self
+    from typing import Any
 
     from clonekit.process import Process
     from clonekit.steps.execute import Text
@@ -27,7 +27,7 @@ MOST_CGROUPS = 1 << 16
 PF_EXITING = 4
 
 
-class Entrance:
+class Entrance(Block):
     """What it takes to be beside a process that runs, as fields of a declaration.
 
     It owns descriptors, which `close` or the end of the block closes: they name the process that it
@@ -114,17 +114,6 @@ class Entrance:
         """Close what it holds; processes that have entered go on."""
         while self._own:
             os.close(self._own.pop())
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if getattr(self, "_own", None):

@@ -13,17 +13,15 @@ from clonekit.errors import DeclarationError
 from clonekit.interface import Interface, checked, make_all
 from clonekit.interfaces import Macvlan, Move, Veth
 from clonekit.linux.abi import lib
+from clonekit.linux.block import Block
 from clonekit.rtnl import Rtnl, require_pyroute2
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from types import TracebackType
-    from typing import Self
 
 __all__ = ["Interface", "Macvlan", "Move", "Network", "Veth", "networks"]
 
 
-class Network:
+class Network(Block):
     """A network namespace that is held by a descriptor: `spawn(..., join=network.join)`.
 
     It ends when it is closed, and no process is in it. `networks()` makes some, and
@@ -83,17 +81,6 @@ class Network:
         for fd in fds:
             if fd >= 0:
                 os.close(fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         self.close()

@@ -9,6 +9,7 @@ import select
 import threading
 
 from clonekit.linux.abi import call, lib
+from clonekit.linux.block import Block
 from clonekit.linux.memory import address
 from clonekit.linux.pidfd import pidfd_getfd
 from clonekit.linux.seccomp import seccomp_notif_sizes
@@ -17,8 +18,6 @@ from clonekit.request import LAST_ERRNO, NOTIF, Request
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from types import TracebackType
-    from typing import Self
 
     from clonekit.records import Asking, Slot
 
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Listener", "Request"]
 
 
-class Listener:
+class Listener(Block):
     """Where the calls arrive that a filter has for a supervisor: `Filter().notify(..., to=it)`.
 
         with Listener() as listener:
@@ -215,17 +214,6 @@ class Listener:
         if self._closed and not self._attending and not self._poll.closed:
             self._poll.close()
             os.close(self._end)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if hasattr(self, "_poll"):

@@ -7,12 +7,12 @@ import os
 import signal
 
 from clonekit.linux.abi import NUMBERS, ffi, lib
+from clonekit.linux.block import Block
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import resource
     from collections.abc import Sequence
-    from types import TracebackType
     from typing import Any, Self
 
 _MAKING = object()
@@ -83,7 +83,7 @@ def name_of_signal(number: int) -> str:
         return str(number)
 
 
-class Process:
+class Process(Block):
     """A process that was spawned, held by its pidfd.
 
     As a context manager it leaves neither a stray child nor a zombie: at the block's end a child
@@ -292,15 +292,7 @@ class Process:
         if fd >= 0:
             os.close(fd)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def _leave(self) -> None:
         if self._pidfd < 0:
             return
         try:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 from parent_snapshot import unchanged
+from ruling import SYSTEM, needs_landlock, needs_ports, needs_scopes, rooms, shell
 from step_cases import NOBODY, output, privileged
 
 from clonekit import Landlock, Slot, SpawnError, Spec, nascent, spawn
-from clonekit.linux import FsAccess, Scope, landlock
+from clonekit.linux import FsAccess, Scope
 from clonekit.steps import (
     change_root,
     open_file,
@@ -21,29 +22,9 @@ from clonekit.steps import (
     set_rlimit,
 )
 
-ABI = landlock.abi()
-pytestmark = pytest.mark.skipif(not ABI, reason="this kernel has no Landlock, or it is not enabled")
-needs_ports = pytest.mark.skipif(ABI < 4, reason=f"ports need Landlock ABI 4; here it is {ABI}")
-needs_scopes = pytest.mark.skipif(ABI < 6, reason=f"scopes need Landlock ABI 6; here it is {ABI}")
+__all__ = ["rooms"]  # a fixture
 
-SYSTEM = [path for path in ("/usr", "/bin", "/lib", "/lib64", "/dev") if Path(path).exists()]
-PYTHON = [*SYSTEM, "/proc", sys.prefix, sys.base_prefix]
-READ = FsAccess.READ_FILE | FsAccess.READ_DIR
-
-
-def shell(script: str, *arguments: object, **declaration: object) -> str:
-    """What a script prints that ends well, and must not gain privileges."""
-    argv = ["sh", "-c", script, "sh", *map(str, arguments)]
-    return output(argv, no_new_privs=True, **declaration)
-
-
-@pytest.fixture
-def rooms(tmp_path: Path) -> tuple[Path, Path]:
-    """Two directories with a file each."""
-    for name in ("open", "shut"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "file").write_text(name)
-    return tmp_path / "open", tmp_path / "shut"
+pytestmark = needs_landlock
 
 
 def test_a_program_reads_and_writes_what_the_rules_name_and_nothing_else(

@@ -7,35 +7,15 @@ from pathlib import Path
 
 import pytest
 from parent_snapshot import unchanged
-from step_cases import output
+from ruling import ABI, READ, needs_landlock, needs_scopes, rooms, shell
 
 from clonekit import DeclarationError, Landlock, Spec, spawn
 from clonekit.landlock import parse_landlock
-from clonekit.linux import FsAccess, NetAccess, Scope, landlock
+from clonekit.linux import FsAccess, NetAccess, Scope
 
-ABI = landlock.abi()
-pytestmark = pytest.mark.skipif(not ABI, reason="this kernel has no Landlock, or it is not enabled")
-needs_ports = pytest.mark.skipif(ABI < 4, reason=f"ports need Landlock ABI 4; here it is {ABI}")
-needs_scopes = pytest.mark.skipif(ABI < 6, reason=f"scopes need Landlock ABI 6; here it is {ABI}")
+__all__ = ["rooms"]  # a fixture
 
-SYSTEM = [path for path in ("/usr", "/bin", "/lib", "/lib64", "/dev") if Path(path).exists()]
-PYTHON = [*SYSTEM, "/proc", sys.prefix, sys.base_prefix]
-READ = FsAccess.READ_FILE | FsAccess.READ_DIR
-
-
-def shell(script: str, *arguments: object, **declaration: object) -> str:
-    """What a script prints that ends well, and must not gain privileges."""
-    argv = ["sh", "-c", script, "sh", *map(str, arguments)]
-    return output(argv, no_new_privs=True, **declaration)
-
-
-@pytest.fixture
-def rooms(tmp_path: Path) -> tuple[Path, Path]:
-    """Two directories with a file each."""
-    for name in ("open", "shut"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "file").write_text(name)
-    return tmp_path / "open", tmp_path / "shut"
+pytestmark = needs_landlock
 
 
 # ---- what is enforced ------------------------------------------------------------------------

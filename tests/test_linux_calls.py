@@ -190,6 +190,7 @@ def test_importing_the_library_loads_no_wrapper() -> None:
     )
     assert set(done.stdout.split()) <= {
         "clonekit.linux.abi",
+        "clonekit.linux.block",
         "clonekit.linux.privilege",
         "clonekit.linux.shared_memory",
     }

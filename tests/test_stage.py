@@ -44,13 +44,6 @@ def program(*steps: Step, argv: str = "true", deadline: float | None = None) -> 
     return Program([LOADS, *steps, execute([argv])], deadline=deadline)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def loaded() -> None:
-    """The first stage is there, and stays: a snapshot would see that it is new."""
-    with program().spawn() as process:
-        process.wait()
-
-
 # ---- what the program has ----
 
 

@@ -49,13 +49,6 @@ def program(*steps: Step, argv: str = "true", deadline: float | None = None) -> 
     return Program([LOADS, *steps, execute([argv])], deadline=deadline)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def loaded() -> None:
-    """The first stage is there, and stays: a snapshot would see that it is new."""
-    with program().spawn() as process:
-        process.wait()
-
-
 def test_a_copy_of_us_that_was_forked_meanwhile_holds_nobody() -> None:
     """It has the pipe by which the end of the set-up is told."""
     forked: list[int] = []

@@ -6,13 +6,13 @@ import errno
 import os
 
 from clonekit.linux.abi import call, ffi, lib, refuse_nul
+from clonekit.linux.block import Block
 from clonekit.linux.memory import address
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
-    from types import TracebackType
-    from typing import Any, NoReturn, Self, TypeAlias
+    from typing import Any, NoReturn, TypeAlias
 
     Text: TypeAlias = str | bytes | os.PathLike[str]
 
@@ -152,7 +152,7 @@ def _without_side_effects(check: Callable[[], None]) -> None:
         raise raised[0]
 
 
-class SealedProgram:
+class SealedProgram(Block):
     """A copy of a program in memory that nobody can change: memfd_create, sealed.
 
     Made from a path, or from bytes that are the program itself. Give it to a declaration as
@@ -207,17 +207,6 @@ class SealedProgram:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         self.close()

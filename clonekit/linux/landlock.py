@@ -9,13 +9,13 @@ import struct
 from typing import TYPE_CHECKING
 
 from clonekit.linux.abi import call, lib
+from clonekit.linux.block import Block
 from clonekit.linux.landlock_rules import NOT_HERE, OF_FILES, Restrictions, rules_of
 from clonekit.linux.memory import address
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from types import TracebackType
-    from typing import Any, Self
+    from typing import Any
 
     from clonekit.linux.landlock_rules import Place
 
@@ -90,7 +90,7 @@ def restrict_self(ruleset: int, flags: int = 0) -> None:
     call("landlock_restrict_self", ruleset, flags)
 
 
-class Ruleset:
+class Ruleset(Block):
     """A Landlock ruleset, made here and enforced elsewhere: `spawn(..., landlock=ruleset)`.
 
     What is named is restricted to what the list says; what is left out stays as it is.
@@ -188,17 +188,6 @@ class Ruleset:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         self.close()
