@@ -15,7 +15,7 @@ from clonekit.failure import failure, late
 from clonekit.linux.abi import LAST_ERRNO, ffi, lib
 from clonekit.linux.execution import SealedProgram
 from clonekit.linux.privilege import is_privileged
-from clonekit.process import Process
+from clonekit.process import Process, blank
 from clonekit.stage import ANSWER_AT, REPORT, REPORT_AT
 from clonekit.steps.memory import ALIVE, PLAN, STAGE
 from clonekit.vforked import run as run_vforked
@@ -62,7 +62,7 @@ def run(
     until = time.monotonic() + (float("inf") if deadline is None else deadline)
     opened: list[int] = []
     undo: list[Callable[[], object]] = []
-    process: Process | None = None
+    process = blank(program.argv)
     try:
         plan = os.memfd_create("clonekit-plan", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         opened.append(plan)
@@ -74,7 +74,7 @@ def run(
         given = dict(zip(program.setup.inputs, values, strict=True))
         os.write(plan, program.rest.plan(given, traced=trace is not None))
         if program.setup.manner.holds:
-            process, times = run_vforked(program, values, trace)
+            process, times = run_vforked(program, values, trace, process)
         else:
             process, times = run_driven(program, values, trace, undo)
         os.close(opened.pop())
@@ -189,11 +189,10 @@ def successor(pid: int) -> Process | None:
     return None
 
 
-def end(process: Process | None, plan: int) -> None:
+def end(process: Process, plan: int) -> None:
     """End the child, if that is not done yet, and the one that has taken its place."""
-    if process is not None:
-        process.__exit__(None, None, None)
+    process.__exit__(None, None, None)
     pid = place_taken(plan)
     other = successor(pid) if pid else None
-    if other is not None and (process is None or pid != process.pid):
+    if other is not None and pid != process.pid:
         other.__exit__(None, None, None)

@@ -42,9 +42,14 @@ class Trace:
 
 
 def run(
-    program: Program, values: list[int] | None, trace: list[object] | None
+    program: Program,
+    values: list[int] | None,
+    trace: list[object] | None,
+    handle: Process | None = None,
 ) -> tuple[Process, Trace | None]:
     """Spawn the program with these input registers; trace it if `trace` is a list.
+
+    A `handle` owns the child from the moment when there is one, whatever is raised after that.
 
     Raises: SpawnError.
     """
@@ -61,8 +66,10 @@ def run(
         cycles = lib.ck_read_cycles(start)
     try:
         lib.ck_spawn(program.struct, inputs, stamps, outcome)
+        if handle is not None and outcome.stage == lib.CK_SPAWNED:
+            handle.adopt(outcome)
     except BaseException:  # a signal's handler raised: signals waited for the call to come back
-        if outcome.pid and outcome.stage == lib.CK_SPAWNED:
+        if outcome.pid and outcome.stage == lib.CK_SPAWNED and outcome.pidfd >= 0:
             made(outcome.pid, outcome.pidfd, ()).__exit__(None, None, None)
         raise
     finally:
@@ -72,7 +79,7 @@ def run(
         from clonekit.failure import failure
 
         raise failure(program, outcome)
-    process = made(outcome.pid, outcome.pidfd, program.argv)
+    process = handle or made(outcome.pid, outcome.pidfd, program.argv)
     if trace is None:
         return process, None
     return process, traced(stamps, outcome, cycles, start[0])
