@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from clonekit.trees import Path
 
 HIDEPID = ("off", "noaccess", "invisible", "ptraceable")  # by number, but for the last, which is 4
-PTRACEABLE = 4
 
 
 class FileSystem(Mount):
