@@ -31,7 +31,7 @@ ck_open_stdio(void)
     int open = 0;
 
     for (int fd = 0; fd <= 2; fd++)
-        if (fcntl(fd, F_GETFD) >= 0)
+        if (fcntl(fd, F_GETFD) == 0)        /* one that is close-on-exec is nobody's stdio */
             open |= 1 << fd;
     return open;
 }

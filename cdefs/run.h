@@ -107,8 +107,8 @@ run(struct ck_frame *frame, uint32_t first)
         else
             failed = result < 0 && result >= -LAST_ERRNO && !tolerated(record, result);
         if (record->flags & CK_TRY) {
-            /* All candidates are tried; one that is merely absent does not hide another's reason. */
-            if (failed || kept == 0 || tolerated(record, kept)) {
+            /* All candidates are tried. The first reason counts; being merely absent is none. */
+            if (kept == 0 || tolerated(record, kept)) {
                 kept = result;
                 worst = i;
             }

@@ -15,16 +15,38 @@ if TYPE_CHECKING:
     from clonekit.cgroup import Cgroup
     from clonekit.entering import Entrance, enter
     from clonekit.filters import Filter
+    from clonekit.installed import install
     from clonekit.landlock import Landlock
+    from clonekit.popen import (
+        DEVNULL,
+        PIPE,
+        STDOUT,
+        CalledProcessError,
+        CompletedProcess,
+        Popen,
+        SubprocessError,
+        TimeoutExpired,
+        call,
+        check_call,
+        check_output,
+        getoutput,
+        getstatusoutput,
+        run,
+    )
     from clonekit.rules import Arg
     from clonekit.suspended import Suspended
     from clonekit.waiting import Nascent, nascent
 
 __all__ = [
+    "DEVNULL",
     "INHERIT",
+    "PIPE",
+    "STDOUT",
     "Arg",
+    "CalledProcessError",
     "Cgroup",
     "ChildFd",
+    "CompletedProcess",
     "DeclarationError",
     "Entrance",
     "Exit",
@@ -32,15 +54,25 @@ __all__ = [
     "Filter",
     "Landlock",
     "Nascent",
+    "Popen",
     "Process",
     "Program",
     "Slot",
     "SpawnError",
     "Spec",
+    "SubprocessError",
     "Suspended",
+    "TimeoutExpired",
     "aio",
+    "call",
+    "check_call",
+    "check_output",
     "enter",
+    "getoutput",
+    "getstatusoutput",
+    "install",
     "nascent",
+    "run",
     "spawn",
 ]
 
@@ -50,13 +82,22 @@ _HOMES = {
     "Cgroup": "cgroup",
     "Entrance": "entering",
     "Filter": "filters",
+    "Landlock": "landlock",
     "Nascent": "waiting",
     "Suspended": "suspended",
     "aio": "aio",
     "enter": "entering",
-    "Landlock": "landlock",
+    "install": "installed",
     "nascent": "waiting",
-}
+    **dict.fromkeys(
+        (
+            "DEVNULL", "PIPE", "STDOUT", "CalledProcessError", "CompletedProcess", "Popen",
+            "SubprocessError", "TimeoutExpired", "call", "check_call", "check_output", "getoutput",
+            "getstatusoutput", "run",
+        ),
+        "popen",
+    ),
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> object:

@@ -1,4 +1,6 @@
-"""The child that waits for orders, and a supervisor, for asyncio: no thread, and no task waits.
+"""For asyncio: subprocesses, the child that waits for orders, and a supervisor.
+
+No thread waits, and no task.
 
 The child says that an order is done by a byte on its socket, which the loop watches; its end is
 seen by its pidfd.
@@ -22,6 +24,7 @@ from clonekit.linux.memory import address
 from clonekit.notify import answered
 from clonekit.steps.opening import close_descriptor
 from clonekit.steps.sandbox import system_call
+from clonekit.transport import create_subprocess_exec, create_subprocess_shell
 from clonekit.waiting import Nascent as Driven
 from clonekit.waiting import prepared
 
@@ -39,6 +42,14 @@ if TYPE_CHECKING:
     from clonekit.steps.execute import Text
     from clonekit.steps.step import Step
 
+__all__ = [
+    "Nascent",
+    "create_subprocess_exec",
+    "create_subprocess_shell",
+    "nascent",
+    "serve",
+    "wait",
+]
 #: Seconds after which the child's state is looked at, though nothing has told of it: a start moves
 #: the socket, and a filter may forbid the byte.
 SOONEST, LATEST = 0.001, 0.05

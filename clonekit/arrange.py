@@ -36,7 +36,7 @@ from clonekit.records import (
     read_by,
     redirected,
 )
-from clonekit.steps.descriptors import INHERIT, own_table, targets_of
+from clonekit.steps.descriptors import INHERIT, inherits, own_table, targets_of
 from clonekit.steps.opening import receive_descriptors
 from clonekit.trees import ROOT
 from clonekit.untraceable import (
@@ -50,7 +50,8 @@ from clonekit.untraceable import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+    from typing import Any
 
     from clonekit.records import Record
     from clonekit.steps.step import Step
@@ -77,7 +78,7 @@ class Arranged:
         kept: our descriptors that it uses, by number.
         given: of these, for a child that exists already, the slot in which it gets its own.
         moved: the numbers that the vector gives to descriptors that later steps or orders use.
-        vector: which step is the vector, or -1.
+        vector, vector_of: which step is the vector, or -1; what it is made of.
         stage: which step loads the first stage, or -1.
         carried: the slots that it gets the values of, in the order of its registers.
         fds: which step reads a descriptor, and which.
@@ -91,7 +92,7 @@ class Arranged:
 
     __slots__ = (
         "_makers", "_plain", "above", "carried", "clone", "fd_slots", "fds", "given", "guard",
-        "inputs", "kept", "lists", "manner", "moved", "numbers", "stage", "vector",
+        "inputs", "kept", "lists", "manner", "moved", "numbers", "stage", "vector", "vector_of",
     )  # fmt: skip
 
     def __init__(
@@ -109,7 +110,7 @@ class Arranged:
         self.clone: list[Clone] = []
         self.inputs: dict[Slot, None] = {}
         self.given: dict[int, Slot] = {}
-        self.moved: dict[Fd, int] = {}
+        self.moved: dict[Fd, Any] = {}
         self._makers: dict[Slot, int] = {}  # which step makes a slot
         self.fds: list[tuple[int, Fd]] = []
         self.carried: tuple[Slot, ...] = ()
@@ -123,7 +124,7 @@ class Arranged:
                 continue
             refuse_step(step, manner)
             self.lists.append([] if step.kind in ARRANGED else self._made(step))
-        vector = steps[self.vector].arguments[0] if self.vector >= 0 else INHERIT
+        self.vector_of = vector = steps[self.vector].arguments[0] if self.vector >= 0 else INHERIT
         moves = NOT_PLACED if vector == INHERIT else targets_of(vector)
         if manner.exists:
             moves = self._give(moves)
@@ -261,6 +262,9 @@ class Arranged:
             for step, fd in self.fds
             if step > at and makers.get(fd.of, -1) < at  # type: ignore[arg-type]
         )
+        if inherits(self.vector_of):
+            self._keep_aside(moves, crossing)
+            return
         base = max(max(moves, default=-1) + 1, reserved_from(limit) if alive else 0)
         made_before = any(step < at for step in makers.values())
         tidy = None if made_before or self.above is ABOVE or self.manner.exists else floor
@@ -269,10 +273,28 @@ class Arranged:
         self.lists[at] = list(PLACE.function(known, later, tidy_below=tidy, base=base))
         if not self.manner.exists:
             self.lists[0] = list(OWN_TABLE.function(self.above))
-        if crossing:
-            self.moved = {fd: base + n for n, fd in enumerate(crossing)}
-            for records in self.lists[at + 1 :]:
-                records[:] = [redirected(record, self.moved) for record in records]
+        self._use_moved({fd: base + n for n, fd in enumerate(crossing)})
+
+    def _use_moved(self, moved: Mapping[Fd, int | Fd]) -> None:
+        """What comes after the vector finds its descriptors where that has put them."""
+        self.moved = dict(moved)
+        if moved:
+            for records in self.lists[self.vector + 1 :]:
+                records[:] = [redirected(record, moved) for record in records]
+
+    def _keep_aside(self, moves: Mapping[int, Fd], crossing: Iterable[Fd]) -> None:
+        """Where any number may be inherited, what is used later gets one that is free."""
+        if self.manner.exists or self.stage >= 0:
+            what = "a child that waits" if self.manner.exists else "a program with a first stage"
+            msg = f"fds: {what} cannot inherit beside a vector; name its descriptors, without ..."
+            raise DeclarationError(msg)
+        aside = {fd: Slot() for fd in crossing}
+        least = max(moves, default=-1) + 1
+        self.lists[self.vector][0:0] = [
+            Call("fcntl", fd, lib.F_DUPFD_CLOEXEC, least, to=slot) for fd, slot in aside.items()
+        ]
+        self.lists[self.vector] += PLACE.function({**moves, ...: INHERIT})
+        self._use_moved({fd: Fd(slot) for fd, slot in aside.items()})
 
     def _numbered(self, fd: Fd) -> Fd:
         """A descriptor whose number in the child is known, by that: it need not be lifted first."""

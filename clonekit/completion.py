@@ -8,7 +8,7 @@ from clonekit.errors import DeclarationError
 from clonekit.linux.abi import NUMBERS, lib
 from clonekit.manners import GUARDED_CALLS, STARTED, Manner
 from clonekit.records import Call, OwnMemory, Slot
-from clonekit.steps.descriptors import INHERIT, own_table, place_descriptors
+from clonekit.steps.descriptors import inherits, own_table, place_descriptors
 from clonekit.steps.execute import execute, stop_at_exec
 from clonekit.steps.memory import load_first_stage
 from clonekit.steps.namespaces import join_namespaces
@@ -97,7 +97,7 @@ def completed(steps: list[Step], manner: Manner, *, has_clone3: bool) -> list[St
     first = [receive_descriptors(CHANNEL)] if manner is STARTED else []
     vector = next(step for step in steps if step.kind is PLACE)
     if not manner.exists:
-        first = beginning(manner, inherits=vector.arguments[0] == INHERIT, has_clone3=has_clone3)
+        first = beginning(manner, inherits=inherits(vector.arguments[0]), has_clone3=has_clone3)
     if len(first) + len(steps) > MOST_STEPS:
         msg = f"{len(first) + len(steps)} steps are too many; a program has at most {MOST_STEPS}"
         raise DeclarationError(msg)
@@ -191,6 +191,6 @@ def refuse_others(steps: Sequence[object]) -> None:
 
 
 def open_stdio() -> dict[int, int]:
-    """Those of the descriptors 0, 1 and 2 that are open here."""
+    """Those of the descriptors 0, 1 and 2 that are open here and not close-on-exec."""
     open_bits = lib.ck_open_stdio()
     return {fd: fd for fd in range(3) if open_bits >> fd & 1}

@@ -35,7 +35,7 @@ LASTING: dict[str, Callable[[Any], object] | bool] = {
 OURS = {name for name, kinds in _kinds.items() if any(kind.ours for kind in kinds)}
 OWN = "clonekit."
 #: Kinds of value that cannot change.
-PLAIN = frozenset({int, str, bytes, bool, float, type(None)})
+PLAIN = frozenset({int, str, bytes, bool, float, type(None), type(...)})
 
 
 def key_of(fields: Mapping[str, Any]) -> tuple[object, ...] | None:
@@ -53,7 +53,7 @@ def key_of(fields: Mapping[str, Any]) -> tuple[object, ...] | None:
                 key += name, frozen
                 of_ours = of_ours or name in OURS
             elif name == "executable":
-                if not isinstance(value, str | bytes):
+                if not isinstance(value, str | bytes | tuple):
                     return None
             elif name not in {"env", "check"}:
                 return None

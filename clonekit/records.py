@@ -83,6 +83,10 @@ class Slot:
     def __hash__(self) -> int:
         return hash(self.name) if self.name else id(self)
 
+    def frozen(self) -> str | None:
+        """All that it is made of: its name, if it has one."""
+        return self.name or None
+
     def __repr__(self) -> str:
         return f"${self.name or '_'}"
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clonekit import INHERIT, Program, Slot, spawn
+from clonekit import INHERIT, DeclarationError, Program, Slot, spawn
 from clonekit.steps import close_descriptor, duplicate, execute, open_pipe, place_descriptors
 
 LOW = 40  # sources are ours from here up
@@ -97,6 +97,19 @@ def test_without_a_vector_the_program_has_ours_of_0_1_2(see: str) -> None:
     assert spawn([see, *expected(opened)]).wait().status == 0
 
 
+def test_what_is_close_on_exec_is_nobodys_stdio(see: str, sources: list[int]) -> None:
+    saved = os.dup(0)
+    try:
+        os.dup2(sources[0], 0, inheritable=False)
+        opened = {fd: fd for fd in (1, 2) if is_open(fd)}
+        assert spawn([see, *expected(opened)]).wait().status == 0
+        os.set_inheritable(0, True)  # noqa: FBT003 - it has no name
+        assert spawn([see, *expected({0: 0, **opened})]).wait().status == 0
+    finally:
+        os.dup2(saved, 0)
+        os.close(saved)
+
+
 def is_open(fd: int) -> bool:
     try:
         os.fstat(fd)
@@ -111,6 +124,47 @@ def test_inherit_keeps_what_is_not_close_on_exec(see: str, sources: list[int]) -
     assert sources[1] in inheritable
     assert sources[0] not in inheritable
     assert spawn([see, *expected(inheritable)], fds=INHERIT).wait().status == 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(vector=vectors)
+def test_what_is_inherited_stands_beside_what_is_named(
+    see: str, sources: list[int], vector: dict[int, int]
+) -> None:
+    named: dict[object, object] = {to: sources[n] for to, n in vector.items()}
+    seen = expected(inherited_beside(vector, sources))
+    assert spawn([see, *seen], fds={**named, ...: INHERIT}).wait().status == 0
+
+
+def test_what_is_used_after_such_a_vector_is_kept_aside(see: str, sources: list[int]) -> None:
+    vector: dict[object, object] = {0: sources[3], LOW: sources[1], LOW + 5: sources[0]}
+    steps = [
+        place_descriptors({**vector, ...: INHERIT}),
+        duplicate(sources[0], name="first"),
+        duplicate(sources[5], name="fifth"),
+        execute([see, *expected(inherited_beside({0: 3, LOW: 1, LOW + 5: 0}, sources))]),
+    ]
+    assert Program(steps).spawn().wait().status == 0
+
+
+def inherited_beside(vector: dict[int, int], sources: list[int]) -> dict[int, int]:
+    opened = map(int, os.listdir("/proc/self/fd"))
+    inheritable = {fd: fd for fd in opened if is_open(fd) and os.get_inheritable(fd)}
+    return {**inheritable, **{to: sources[n] for to, n in vector.items()}}
+
+
+@pytest.mark.parametrize(
+    ("fds", "declaration", "words"),
+    [
+        ({...: 1}, {}, "only 'inherit'"),
+        ({...: INHERIT}, {"coredump_filter": 3}, "name its descriptors"),
+    ],
+)
+def test_what_cannot_be_inherited_beside(
+    fds: dict[object, object], declaration: dict[str, object], words: str
+) -> None:
+    with pytest.raises(DeclarationError, match=words):
+        spawn(["true"], fds=fds, **declaration)
 
 
 def test_what_later_steps_use_does_not_reach_the_program(see: str, sources: list[int]) -> None:

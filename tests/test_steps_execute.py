@@ -58,13 +58,22 @@ def test_eacces_is_not_hidden_by_enoent(room: Room, order: tuple[str, ...]) -> N
     assert "a/tool" in caught.value.arguments
 
 
-def test_the_last_reason_is_told(room: Room) -> None:
+def test_the_first_reason_is_told(room: Room) -> None:
     program_at(room.path / "a/tool", mode=0o644)
     program_at(room.path / "b/tool", "no program")
-    for order, number in ((("a", "b"), errno.ENOEXEC), (("b", "a"), errno.EACCES)):
+    for order, number in ((("a", "b"), errno.EACCES), (("b", "a"), errno.ENOEXEC)):
         with pytest.raises(SpawnError) as caught:
             spawn(["tool"], env=searched(room, *order))
         assert caught.value.errno == number
+
+
+def test_paths_in_a_tuple_are_tried_in_turn(room: Room) -> None:
+    program_at(room.path / "b/tool")
+    paths = tuple(room.path / name / "tool" for name in ("a", "b", "c"))
+    assert output(["any name"], executable=paths).strip() == "b"
+    assert output(["any name"], executable=paths, check=True).strip() == "b"
+    with pytest.raises(FileNotFoundError):
+        spawn(["any name"], executable=paths[:1])
 
 
 @pytest.mark.parametrize("order", [("x", "y"), ("file", "x"), ("x", "file")])

@@ -77,9 +77,9 @@ def check_executable(
     Since: Linux 6.14. See: execveat(2), AT_EXECVE_CHECK.
     """
     from clonekit.records import Fd
-    from clonekit.steps.execute import candidates
+    from clonekit.steps.execute import paths_of
 
-    if executable is not None and not isinstance(executable, str | bytes | os.PathLike):
+    if executable is not None and not isinstance(executable, str | bytes | os.PathLike | tuple):
         fd = Fd(executable).of
         if not isinstance(fd, int):
             from clonekit.errors import DeclarationError
@@ -88,19 +88,19 @@ def check_executable(
             raise DeclarationError(msg)
         _without_side_effects(lambda: _check(fd, b""))
         return
-    paths = candidates(program, env) if executable is None else [os.fsencode(executable)]
+    paths = paths_of(program, executable, env)
     _without_side_effects(lambda: _check_first(program, paths))
 
 
 def _check_first(program: Text, paths: Sequence[bytes]) -> None:
-    """All are tried; one that is merely absent does not hide another's reason."""
+    """All are tried. The first reason counts; being merely absent is none."""
     reason: OSError | None = None
     for path in paths:
         try:
             _check(lib.AT_FDCWD, path)
         except OSError as error:
             if error.errno not in _ABSENT:
-                reason = error
+                reason = reason or error
         else:
             return
     if reason is None:

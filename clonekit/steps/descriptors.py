@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
     from clonekit.records import Records
 
-#: `fds=INHERIT`: the program has every descriptor that is not close-on-exec, as after fork.
+#: `fds=INHERIT`: the program has every descriptor that is not close-on-exec, as after fork;
+#: `fds={1: log, ...: INHERIT}`: the same beside those that are named.
 INHERIT = "inherit"
 
 HIGHEST = (1 << 32) - 1
@@ -52,7 +53,8 @@ def place_descriptors(
 
     `fds` maps the program's numbers to ours (a number, an object with `fileno()`, or a Slot).
     Numbers may swap. Each loses close-on-exec; all others are closed. `fds="inherit"` keeps
-    whatever is not close-on-exec. Without it the program has our 0, 1 and 2.
+    whatever is not close-on-exec, `{1: log, ...: "inherit"}` beside what is named. Without it the
+    program has those of our 0, 1 and 2 that are not close-on-exec.
 
     The compiler gives the rest: `later` are descriptors that steps after this one use (they are
     put above the vector and from `base` up, close-on-exec); nothing is open from `tidy_below` up,
@@ -63,6 +65,9 @@ def place_descriptors(
     if fds == INHERIT:
         return
     moves = targets_of(fds)
+    if inherits(fds):
+        yield from parallel_move(moves, (), max(moves, default=-1) + 1)
+        return
     base = max(base, max(moves, default=-1) + 1)
     private = {base + n: fd for n, fd in enumerate(later)}
     top = base + len(private)
@@ -77,6 +82,11 @@ def place_descriptors(
             yield Call("close_range", low, high, 0)
 
 
+def inherits(fds: object) -> bool:
+    """Whether the program has what is not close-on-exec, beside what is named."""
+    return fds == INHERIT or (hasattr(fds, "get") and fds.get(...) is not None)
+
+
 def targets_of(fds: object) -> dict[int, Fd]:
     """The vector, checked."""
     if not hasattr(fds, "items"):
@@ -84,6 +94,11 @@ def targets_of(fds: object) -> dict[int, Fd]:
         raise DeclarationError(msg)
     moves = {}
     for target, source in fds.items():
+        if target is ...:
+            if source != INHERIT:
+                msg = f"fds: ... is {source!r}; only {INHERIT!r} can be said of all the others"
+                raise DeclarationError(msg)
+            continue
         if not isinstance(target, int) or isinstance(target, bool) or not 0 <= target < MOST:
             msg = f"fds: {target!r} cannot be a descriptor's number; use 0 to {MOST - 1}"
             raise DeclarationError(msg)

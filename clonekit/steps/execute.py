@@ -113,19 +113,30 @@ def search_path(env: Mapping[Text, Text] | None) -> bytes:
     return os.fsencode(os.defpath if found is None else found)
 
 
+def paths_of(
+    name: Text, executable: Text | tuple[Text, ...] | None, env: Mapping[Text, Text] | None
+) -> list[bytes]:
+    """What is tried, in order."""
+    if executable is None:
+        return candidates(name, env)
+    if type(executable) is tuple:
+        return [encode(path) for path in executable]
+    return [encode(executable)]  # type: ignore[arg-type]
+
+
 @step(phase="exec")
 def execute(
     argv: Sequence[Text],
-    executable: Text | int | object | None = None,
+    executable: Text | tuple[Text, ...] | int | object | None = None,
     env: Mapping[Text, Text] | None = None,
 ) -> Records:
     """Begin the program: execve, or execveat for one given by descriptor.
 
     Without `executable` the program is argv[0]: a path if it has a slash, else looked for in the
     PATH that the program will have, in the child's root. Each candidate is tried; the error is
-    the last that is not ENOENT or ENOTDIR. `executable` is a path, or a descriptor of ours, an
-    object with `fileno()`, a `SealedProgram` or a Slot; argv[0] is then only a name. `env` is
-    the exact environment; None copies ours.
+    the first that is not ENOENT or ENOTDIR. `executable` is a path, or a tuple of them to be tried
+    likewise, or a descriptor of ours, an object with `fileno()`, a `SealedProgram` or a Slot;
+    argv[0] is then only a name. `env` is the exact environment; None copies ours.
 
     Raises: ENOENT, EACCES, ENOEXEC, ETXTBSY, E2BIG. ENOENT also for a script's missing
     interpreter, and for a script given by descriptor. See: execve(2), execveat(2).
@@ -133,14 +144,13 @@ def execute(
     vector = arguments(argv)
     variables = environment(env)
     flags = EXEC | TRY
-    if executable is not None and not isinstance(executable, str | bytes | os.PathLike):
+    if executable is not None and not isinstance(executable, str | bytes | os.PathLike | tuple):
         yield Call(
             "execveat", Fd(executable), b"\0", vector, variables, lib.AT_EMPTY_PATH,
             tolerate=ABSENT, flags=flags,
         )  # fmt: skip
         return
-    paths = candidates(argv[0], env) if executable is None else [encode(executable)]
-    for path in paths:
+    for path in paths_of(argv[0], executable, env):
         yield Call("execve", path_of(path), vector, variables, tolerate=ABSENT, flags=flags)
 
 
@@ -168,7 +178,7 @@ def packed(  # noqa: PLR0917 - the three that it extends, and the three of exec
     pointers: bytes,
     number: int,
     argv: Sequence[Text],
-    executable: Text | None,
+    executable: Text | tuple[Text, ...] | None,
     env: Mapping[Text, Text] | None,
 ) -> tuple[bytes, bytes, bytes]:
     """Records, image and pointers with those of `execute` by path appended, as step `number`.
@@ -192,7 +202,7 @@ def packed(  # noqa: PLR0917 - the three that it extends, and the three of exec
         records += WORDS.pack(head, IN_IMAGE, TOLERATED, strings_at, argv_at, env_at, 0, 0, 0, 0)
         return records, b"".join((image, block, strings)), pointers
     parts = [image, block, strings]
-    for path in candidates(argv[0], env) if executable is None else [encode(executable)]:
+    for path in paths_of(argv[0], executable, env):
         parts.append(path_of(path))
         records += WORDS.pack(head, IN_IMAGE, TOLERATED, end, argv_at, env_at, 0, 0, 0, 0)
         end += len(parts[-1])

@@ -1,0 +1,163 @@
+"""Under programs whose source one does not own: their `subprocess` and `asyncio` spawn by us."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import itertools
+import subprocess
+import warnings
+from asyncio import unix_events
+
+from clonekit.linux.block import Block
+from clonekit.popen import STOCK, Popen
+from clonekit.transport import create_subprocess_exec, create_subprocess_shell, transport_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+#: What of our Popen the stock class gets: its objects, and those of classes made of it, are ours.
+METHODS = (
+    "_child", "_declared", "_ended", "_internal_poll", "_let_go", "_signalling", "_wait", "exit",
+    "pidfd", "send_signal",
+)  # fmt: skip
+LOOP = unix_events._UnixSelectorEventLoop  # noqa: SLF001 - asyncio's own seam
+ABSENT = object()
+
+
+class Installation(Block):
+    """What `clonekit.install()` has put under `subprocess` and `asyncio`.
+
+    As a context manager it is taken out at the block's end.
+
+    Attributes:
+        spawned: how many children went through this library.
+        stock: how many went to the standard library's own code, for they had a `preexec_fn`.
+    """
+
+    def __init__(self) -> None:
+        self.spawned = 0
+        self.stock = 0
+        self._counts = itertools.count(1), itertools.count(1)
+        self._users = 0
+        self._warned = False
+        self._replaced: list[tuple[Any, str, Any]] = []
+
+    def install(self) -> None:
+        """Put it in, if it is not."""
+        self._users += 1
+        if self._users > 1:
+            return
+        for name in METHODS:
+            self._replace(subprocess.Popen, name, vars(Popen)[name])
+        self._replace(subprocess.Popen, "_execute_child", self._execute_child())
+        self._replace(LOOP, "_make_subprocess_transport", self._make_subprocess_transport())
+        for ours in (create_subprocess_exec, create_subprocess_shell):
+            name = ours.__name__
+            created = self._created(ours, getattr(asyncio, name))
+            self._replace(asyncio, name, created)
+            self._replace(asyncio.subprocess, name, created)
+
+    def uninstall(self) -> None:
+        """Take out what one `install()` has put in; what was spawned goes on."""
+        if self._users > 1:
+            self._users -= 1
+            return
+        self._users = 0
+        while self._replaced:
+            where, name, before = self._replaced.pop()
+            if before is ABSENT:
+                delattr(where, name)
+            else:
+                setattr(where, name, before)
+
+    def _leave(self) -> None:
+        self.uninstall()
+
+    def _replace(self, where: Any, name: str, value: Any) -> None:
+        """Put a value in place of one that is remembered."""
+        self._replaced.append((where, name, vars(where).get(name, ABSENT)))
+        setattr(where, name, value)
+
+    def _is_ours(self, preexec_fn: object) -> bool:
+        """Whether a child is spawned by us; it is counted."""
+        if preexec_fn is None:
+            self.spawned = next(self._counts[0])
+            return True
+        self.stock = next(self._counts[1])
+        if not self._warned:
+            self._warned = True
+            msg = (
+                "preexec_fn runs Python between fork and exec, and goes to the standard library's "
+                "own code; see clonekit.Popen(preexec_fn=...) for what replaces it"
+            )
+            warnings.warn(msg, RuntimeWarning, stacklevel=4)
+        return False
+
+    def _execute_child(self) -> Callable[..., None]:
+        """The seam of the stock class."""
+
+        def _execute_child(
+            popen: Any, args: Any, executable: Any, preexec_fn: Any, *others: Any
+        ) -> None:
+            ours = self._is_ours(preexec_fn)
+            execute = vars(Popen)["_execute_child"] if ours else STOCK["_execute_child"]
+            execute(popen, args, executable, preexec_fn, *others)
+
+        return _execute_child
+
+    def _make_subprocess_transport(self) -> Callable[..., Any]:
+        """The seam of asyncio's own loop."""
+        stock = vars(LOOP)["_make_subprocess_transport"]
+
+        async def _make_subprocess_transport(  # noqa: PLR0917 - asyncio's own seam
+            loop: Any, protocol: Any, args: Any, shell: Any, stdin: Any, stdout: Any, stderr: Any,
+            bufsize: Any, extra: Any = None, **parameters: Any,
+        ) -> Any:  # fmt: skip
+            if parameters.get("preexec_fn") is not None:
+                return await stock(
+                    loop, protocol, args, shell, stdin, stdout, stderr, bufsize, extra, **parameters
+                )
+            self._is_ours(None)
+            return await transport_of(
+                loop, protocol, args, shell=shell, stdin=stdin, stdout=stdout, stderr=stderr,
+                extra=extra, **parameters,
+            )  # fmt: skip
+
+        return _make_subprocess_transport
+
+    def _created(self, ours: Callable[..., Any], stock: Callable[..., Any]) -> Callable[..., Any]:
+        """`asyncio.create_subprocess_exec` and `_shell`, under any loop."""
+
+        @functools.wraps(ours)
+        async def create(*args: Any, **parameters: Any) -> Any:
+            if parameters.get("preexec_fn") is not None:
+                return await stock(*args, **parameters)
+            self._is_ours(None)
+            return await ours(*args, **parameters)
+
+        return create
+
+    def __repr__(self) -> str:
+        state = "installed" if self._users else "not installed"
+        return f"<Installation: {state}, {self.spawned} spawned, {self.stock} left to stock>"
+
+
+_installation = Installation()
+
+
+def install() -> Installation:
+    """Have `subprocess` and `asyncio` spawn by this library, in the whole process.
+
+    Methods of the class `subprocess.Popen` are replaced, so that those who imported it earlier, or
+    have made classes of it, have them too; and asyncio's `create_subprocess_exec` and `_shell`, and
+    what its own loop makes subprocesses by. A child with a `preexec_fn` goes to the stock code,
+    with a RuntimeWarning for the first.
+
+    The result counts, and takes it out again: `uninstall()`, or the end of its `with` block. Each
+    `install()` wants one of these.
+    """
+    _installation.install()
+    return _installation
