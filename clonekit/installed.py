@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 #: What of our Popen the stock class gets: its objects, and those of classes made of it, are ours.
 METHODS = (
-    "_child", "_declared", "_ended", "_internal_poll", "_let_go", "_signalling", "_wait", "exit",
-    "pidfd", "send_signal",
+    "_child", "_declared", "_ended", "_internal_poll", "_let_go", "_reap", "_signalling", "_wait",
+    "exit", "pidfd", "send_signal",
 )  # fmt: skip
 LOOP = unix_events._UnixSelectorEventLoop  # noqa: SLF001 - asyncio's own seam
 ABSENT = object()

@@ -22,14 +22,10 @@ from subprocess import (
     TimeoutExpired,
 )
 
-from clonekit.completion import open_stdio
 from clonekit.errors import DeclarationError, SpawnError
+from clonekit.parameters import Streams, asked, command, compiled, searched
 from clonekit.preexec import refusal
-from clonekit.records import Slot
 from clonekit.spec import FIELDS, OTHER_FIELDS, Spec
-from clonekit.steps.credentials import KEEP
-from clonekit.steps.descriptors import INHERIT, inherits
-from clonekit.steps.execute import candidates
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,20 +50,8 @@ __all__ = [
     "getstatusoutput",
     "run",
 ]
-SHELL = "/bin/sh"
-SLOTS = (Slot("stdin"), Slot("stdout"), Slot("stderr"))
-NO_ID = (1 << 32) - 1
 #: What a declaration says that is said by Popen's own parameters of the same name.
 SAID_BY_BOTH = ("cwd", "env", "executable", "umask")
-#: Each parameter, and the field of a declaration that it becomes: one of the two is to be given.
-SAME = {
-    "user": "uid",
-    "group": "gid",
-    "extra_groups": "groups",
-    "start_new_session": "setsid",
-    "process_group": "pgid",
-    "restore_signals": "sigdefault",
-}
 OF_DECLARATION = frozenset({*FIELDS, *OTHER_FIELDS}) - {*SAID_BY_BOTH}
 #: The standard library's own, for a child that it has made.
 STOCK = dict(vars(subprocess.Popen))
@@ -95,7 +79,9 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
     def __init__(
         self, args: Any = None, *others: Any, spec: Spec | None = None, **keywords: Any
     ) -> None:
-        declared = {name: keywords.pop(name) for name in OF_DECLARATION & keywords.keys()}
+        declared: dict[str, Any] = {}
+        if keywords:
+            declared = {name: keywords.pop(name) for name in OF_DECLARATION & keywords.keys()}
         if spec is not None:
             if not isinstance(spec, Spec):
                 msg = f"spec is {spec!r}; give a clonekit.Spec"
@@ -148,47 +134,31 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
         """Spawn it."""
         if preexec_fn is not None:
             raise refusal(preexec_fn)
-        argv, program = command(args, executable, shell)
-        sys.audit("subprocess.Popen", program, argv, cwd, env)
-        asked = {
-            "cwd": cwd,
-            "umask": umask if umask >= 0 else None,
-            "setsid": True if start_new_session else None,
-            "pgid": process_group if process_group >= 0 else None,
-            "gid": fitting(gid, "group"),
-            "groups": gids,
-            "uid": fitting(uid, "user"),
-            "sigdefault": None if restore_signals else (),
-        }
-        fields = {name: value for name, value in asked.items() if value is not None}
-        declared = self._declared
-        if declared:
-            refuse_twice(fields, declared)
-            fields = {**declared, **fields}
-        if uid is not None or gid is not None:
-            fields.setdefault("groups", KEEP)
-        ours = (p2cread, c2pwrite, errwrite)
-        fields["fds"], slots = vector(declared.get("fds"), ours, pass_fds, close_fds=close_fds)
-        if env is not None:
-            fields["env"] = env
-        if program is not argv[0]:
-            fields["executable"] = searched(program, fields.get("env"))
+        argv, name = command(args, executable, shell)
+        sys.audit("subprocess.Popen", name, argv, cwd, env)
+        path = None if name is argv[0] else searched(name, env)
+        values = asked(
+            cwd, restore_signals, gid, gids, uid, umask, start_new_session, process_group
+        )  # fmt: skip
+        streams = Streams((p2cread, c2pwrite, errwrite), pass_fds, close_fds)
         self._handle_lock = threading.RLock()
         try:
-            process = Spec(argv, **fields).program().spawn(**slots)
+            program = compiled(values, streams, self._declared, argv, path, env)
+            process = program.spawn(**streams.slots)
         except SpawnError as error:
             if error.phase == "exec":
-                error.filename = program
+                error.filename = name
             elif (error.step or "").startswith("change_directory"):
                 error.filename = cwd
             raise
         except DeclarationError:
-            refuse_likewise(argv, env, (*slots.values(), *pass_fds))
+            refuse_likewise(argv, env, (*streams.slots.values(), *pass_fds))
             raise
         self._child = process
         self.pid = process.pid
         self._child_created = True
-        self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)  # type: ignore[attr-defined]
+        if streams.slots:
+            self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)  # type: ignore[attr-defined]
 
     def _ended(self, returncode: int) -> None:
         """Note how it has ended. The caller has the lock of those who wait."""
@@ -225,21 +195,30 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
             return STOCK["_wait"](self, timeout)  # type: ignore[no-any-return]
         if self.returncode is not None:
             return self.returncode
-        until = None if timeout is None else time.monotonic() + timeout
-        most = -1 if timeout is None else min(max(timeout, 0), threading.TIMEOUT_MAX)
-        if not self._waitpid_lock.acquire(timeout=most):  # type: ignore[attr-defined]
-            raise TimeoutExpired(self.args, timeout)  # type: ignore[arg-type]
+        lock: threading.Lock = self._waitpid_lock  # type: ignore[attr-defined]
+        if timeout is None:
+            with lock:
+                self._reap(child, None)
+            return self.returncode
+        until = time.monotonic() + timeout
+        if not lock.acquire(timeout=min(max(timeout, 0), threading.TIMEOUT_MAX)):
+            raise TimeoutExpired(self.args, timeout)
         try:
-            if self.returncode is None:
-                left = None if until is None else until - time.monotonic()
-                self._ended(child.wait(left).returncode)
+            self._reap(child, until - time.monotonic())
+        except TimeoutError:
+            raise TimeoutExpired(self.args, timeout) from None
+        finally:
+            lock.release()
+        return self.returncode
+
+    def _reap(self, child: Process, timeout: float | None) -> None:
+        """Wait for its end. The caller has the lock of those who wait."""
+        if self.returncode is not None:
+            return
+        try:
+            self._ended(child.wait(timeout).returncode)
         except ChildProcessError:
             self._ended(0)
-        except TimeoutError:
-            raise TimeoutExpired(self.args, timeout) from None  # type: ignore[arg-type]
-        finally:
-            self._waitpid_lock.release()  # type: ignore[attr-defined]
-        return self.returncode
 
     def send_signal(self, sig: int) -> None:
         """Send a signal to this child and never to another: pidfd_send_signal.
@@ -265,72 +244,6 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
                 self._signalling -= 1
                 if self.returncode is not None:
                     self._let_go()
-
-
-def command(args: Any, executable: Any, shell: Any) -> tuple[list[Any], Any]:
-    """The argument vector, and the name of the program that is to be begun."""
-    if isinstance(args, str | bytes):
-        argv: list[Any] = [args]
-    elif isinstance(args, os.PathLike):
-        if shell:
-            msg = "path-like args is not allowed when shell is true"
-            raise TypeError(msg)
-        argv = [args]
-    else:
-        argv = list(args)
-    if shell:
-        argv = [executable or SHELL, "-c", *argv]
-    return argv, argv[0] if executable is None else executable
-
-
-def searched(program: Any, env: Any) -> Any:
-    """A program that is not argv[0]: a path, or where PATH says that it may be."""
-    if b"/" in os.fsencode(program):
-        return program
-    return tuple(candidates(program, env))
-
-
-def vector(
-    declared: Any, ours: Sequence[int], pass_fds: Sequence[int], *, close_fds: Any
-) -> tuple[Any, dict[str, int]]:
-    """The descriptors of the program, and the values of the slots among them."""
-    fds: dict[Any, Any] = {}
-    slots = {}
-    if declared is not None:
-        fds = {...: INHERIT} if declared == INHERIT else dict(declared)
-    elif close_fds:
-        fds = open_stdio()
-    if not close_fds and not inherits(fds):
-        fds[...] = INHERIT
-    for number, fd in enumerate(ours):
-        if fd == -1:
-            continue
-        slot = SLOTS[ours.index(fd)]
-        fds[number] = slot
-        slots[slot.name] = fd
-    for fd in pass_fds:
-        fds.setdefault(int(fd), int(fd))
-    return fds, slots
-
-
-def fitting(number: int | None, what: str) -> int | None:
-    """An id that the kernel can be told."""
-    if number is not None and number >= NO_ID:
-        msg = f"{what} {number} is too large; an id is at most {NO_ID - 1}"
-        raise OverflowError(msg)
-    return number
-
-
-def refuse_twice(fields: Mapping[str, Any], declared: Mapping[str, Any]) -> None:
-    """What is said by a parameter is not said by a declaration too."""
-    if declared.get("suspended"):
-        msg = "a Popen runs when it is made; for a suspended program use clonekit.spawn"
-        raise DeclarationError(msg)
-    for name in fields:
-        if declared.get(name) is not None:
-            parameter = next((own for own, field in SAME.items() if field == name), name)
-            msg = f"{parameter} says what the declaration's {name} says; give one of them"
-            raise DeclarationError(msg)
 
 
 def refuse_likewise(argv: Sequence[Any], env: Any, fds: Sequence[int]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import time
 
 from clonekit.linux.abi import NUMBERS, ffi, lib
 from clonekit.linux.block import Block
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 _MAKING = object()
 CLD_EXITED = 1
 MOST_WAITS = 200
+#: What poll(2) can be told, in milliseconds: some 24 days.
+MOST_MS = (1 << 31) - 1
 
 
 class Exit:
@@ -158,9 +161,12 @@ class Process(Block):
             SIGCHLD is ignored, and the kernel does not keep its status (Linux 6.15 does).
         See: waitid(2), P_PIDFD.
         """
-        if timeout is not None and self.poll() is None and not self._ready(timeout):
-            msg = f"{self!r} still runs after {timeout} s"
-            raise TimeoutError(msg)
+        if timeout is not None and self.poll() is None:
+            until = time.monotonic() + timeout
+            while not self._ready(until - time.monotonic()):
+                if time.monotonic() >= until:
+                    msg = f"{self!r} still runs after {timeout} s"
+                    raise TimeoutError(msg)
         while self._exit is None:
             self._reap(0)
         return self._exit
@@ -177,7 +183,7 @@ class Process(Block):
 
         poller = select.poll()
         poller.register(self.fileno(), select.POLLIN)
-        return bool(poller.poll(max(0.0, timeout) * 1000))
+        return bool(poller.poll(min(max(0.0, timeout) * 1000, MOST_MS)))
 
     def _reap(self, options: int) -> None:
         """Call waitid once, and note what it says."""
@@ -202,8 +208,6 @@ class Process(Block):
 
     def _reaped_elsewhere(self, options: int) -> None:
         """Another thread has just reaped it by this handle, or somebody else by other means."""
-        import time
-
         for _ in range(MOST_WAITS):
             if self._exit is not None:
                 return

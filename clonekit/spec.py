@@ -8,8 +8,9 @@ from clonekit.completion import open_stdio
 from clonekit.errors import DeclarationError
 from clonekit.lasting import key_of, lasts
 from clonekit.phases import PHASES
+from clonekit.prepared import Prepared
 from clonekit.program import Program
-from clonekit.steps.execute import arguments, environment, execute
+from clonekit.steps.execute import arguments, execute
 from clonekit.steps.namespaces import is_entered
 from clonekit.steps.signals import PYTHON_IGNORES
 from clonekit.steps.step import KINDS, Step
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any, Literal, overload
 
-    from clonekit.compiled import Setup
     from clonekit.process import Process
     from clonekit.steps.execute import Text
     from clonekit.suspended import Suspended
@@ -68,9 +68,8 @@ FURNISHING = {
     **dict.fromkeys((*OF_MOUNTS, "propagation"), "mnt"),
 }  # fmt: skip
 MOST_KNOWN = 64
-MOST_PROGRAMS = 16
-#: By `key_of` its fields: a setup, and its last programs by argv, path and environment.
-_known: dict[tuple[object, ...], tuple[Setup, dict[tuple[object, ...], Program]]] = {}
+#: What was compiled last, by `key_of` its fields.
+_known: dict[tuple[object, ...], Prepared] = {}
 RANK = {phase: rank for rank, phase in enumerate(PHASES)}
 ORDER = {name: order for order, name in enumerate(KINDS)}
 
@@ -129,25 +128,19 @@ class Spec:
             check_executable(self.argv[0], executable, env)
         key = key_of(fields)
         known = None if key is None else _known.get(key)
-        if known is None:
-            program = Program(self.steps(), deadline=fields.get("deadline"))
-            if key is not None and lasts(program.setup) and key == key_of(fields):
-                if len(_known) >= MOST_KNOWN:
-                    _known.clear()
-                _known[key] = program.setup, {}
-            return program
-        setup, programs = known
-        plain = type(self.argv) is list and all(type(text) is str for text in self.argv)
-        if env is not None or not plain:
-            return Program.after(setup, self.argv, executable, env)
-        words = (*self.argv, executable, environment(None))
-        same = programs.get(words)
-        if same is None:
-            same = Program.after(setup, self.argv, executable, env)
-            if len(programs) >= MOST_PROGRAMS:
-                programs.clear()
-            programs[words] = same
-        return same
+        if known is not None:
+            return known.program(self.argv, executable, env)
+        program = Program(self.steps(), deadline=fields.get("deadline"))
+        if key is not None and lasts(program.setup) and key == key_of(fields):
+            if len(_known) >= MOST_KNOWN:
+                _known.clear()
+            _known[key] = Prepared(program.setup)
+        return program
+
+    def prepared(self) -> Prepared | None:
+        """What `program` has remembered of all but the argv, if that lasts."""
+        key = key_of(self.fields)
+        return None if key is None else _known.get(key)
 
     def spawn(self, **slots: object) -> Process:
         """Compile it and spawn it once."""

@@ -1,0 +1,185 @@
+"""What the parameters of `subprocess.Popen` say, as a declaration, and its program."""
+
+from __future__ import annotations
+
+import os
+
+from clonekit.errors import DeclarationError
+from clonekit.lasting import ours
+from clonekit.linux.abi import lib
+from clonekit.records import Slot
+from clonekit.spec import Spec
+from clonekit.steps.credentials import KEEP
+from clonekit.steps.descriptors import INHERIT, inherits
+from clonekit.steps.execute import candidates
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+    from clonekit.prepared import Prepared
+    from clonekit.program import Program
+
+SHELL = "/bin/sh"
+SLOTS = (Slot("stdin"), Slot("stdout"), Slot("stderr"))
+NO_STREAMS = (-1, -1, -1)
+NO_ID = (1 << 32) - 1
+MOST_SHAPES = 64
+#: The parameters that become fields, in this order, and which.
+FIELD_OF = {
+    "cwd": "cwd",
+    "umask": "umask",
+    "restore_signals": "sigdefault",
+    "group": "gid",
+    "extra_groups": "groups",
+    "user": "uid",
+    "start_new_session": "setsid",
+    "process_group": "pgid",
+}
+#: What was compiled last, by all that it depends on.
+_shapes: dict[tuple[object, ...], Prepared] = {}
+
+
+class Streams:
+    """The three streams, as slots, and the descriptors that a child shall have beside them.
+
+    Attributes:
+        shape: all but the numbers that the slots stand for.
+        slots: these, by name.
+    """
+
+    __slots__ = ("shape", "slots")
+
+    def __init__(self, ours: tuple[int, int, int], pass_fds: Sequence[int], close_fds: Any) -> None:
+        self.slots: dict[str, int] = {}
+        which: tuple[int, ...] = NO_STREAMS
+        if ours != NO_STREAMS:
+            which = tuple([-1 if fd < 0 else ours.index(fd) for fd in ours])
+            self.slots = {SLOTS[n].name: ours[n] for n in which if n >= 0}
+        passed = tuple(map(int, pass_fds)) if pass_fds else ()
+        self.shape = (which, bool(close_fds), passed, lib.ck_open_stdio())
+
+    def vector(self, declared: Any) -> Any:
+        """The field `fds`: what was declared, and these over it."""
+        which, closes, passed, open_bits = self.shape
+        fds: dict[Any, Any] = {}
+        if declared is not None:
+            fds = {...: INHERIT} if declared == INHERIT else dict(declared)
+        elif closes:
+            fds = {fd: fd for fd in range(3) if open_bits >> fd & 1}
+        if not closes and not inherits(fds):
+            fds[...] = INHERIT
+        fds |= {to: SLOTS[n] for to, n in enumerate(which) if n >= 0}
+        return {**dict(zip(passed, passed, strict=True)), **fds}
+
+
+def command(args: Any, executable: Any, shell: Any) -> tuple[list[Any], Any]:
+    """The argument vector, and the name of the program that is to be begun."""
+    if type(args) is list:
+        argv = args.copy()
+    elif isinstance(args, str | bytes):
+        argv = [args]
+    elif isinstance(args, os.PathLike):
+        if shell:
+            msg = "path-like args is not allowed when shell is true"
+            raise TypeError(msg)
+        argv = [args]
+    else:
+        argv = list(args)
+    if shell:
+        argv = [executable or SHELL, "-c", *argv]
+    return argv, argv[0] if executable is None else executable
+
+
+def searched(program: Any, env: Any) -> Any:
+    """A program that is not argv[0]: a path, or where PATH says that it may be."""
+    if b"/" in os.fsencode(program):
+        return program
+    return tuple(candidates(program, env))
+
+
+def asked(  # noqa: PLR0917 - the standard library's own order
+    cwd: Any,
+    restore_signals: Any,
+    gid: int | None,
+    gids: Sequence[int] | None,
+    uid: int | None,
+    umask: int,
+    start_new_session: Any,
+    process_group: int,
+) -> tuple[Any, ...]:
+    """The values of the fields in `FIELD_OF`; None for what the program has as we have it."""
+    return (
+        cwd if cwd is None or type(cwd) is str else os.fspath(cwd),
+        umask if umask >= 0 else None,
+        None if restore_signals else (),
+        gid if gid is None else fitting(gid, "group"),
+        None if gids is None else tuple(gids),
+        uid if uid is None else fitting(uid, "user"),
+        True if start_new_session else None,
+        process_group if process_group >= 0 else None,
+    )
+
+
+def fitting(number: int, what: str) -> int:
+    """An id that the kernel can be told."""
+    if number >= NO_ID:
+        msg = f"{what} {number} is too large; an id is at most {NO_ID - 1}"
+        raise OverflowError(msg)
+    return number
+
+
+def compiled(  # noqa: PLR0917 - all that a program is made of
+    values: tuple[Any, ...], streams: Streams, declared: Mapping[str, Any], argv: list[Any],
+    path: Any, env: Any,
+) -> Program:  # fmt: skip
+    """The program of these values, of `asked`.
+
+    Raises: DeclarationError.
+    """
+    if declared:
+        return Spec(argv, **fields_of(values, streams, declared, path, env)).program()
+    _, _, _, gid, _, uid, _, _ = values
+    shape = (
+        values, streams.shape, lib.ck_has_clone3(), None if uid is gid is None else ours(),
+    )  # fmt: skip
+    known = _shapes.get(shape)
+    if known is not None:
+        return known.program(argv, path, env)
+    spec = Spec(argv, **fields_of(values, streams, declared, path, env))
+    program = spec.program()
+    prepared = spec.prepared()
+    if prepared is not None:
+        if len(_shapes) >= MOST_SHAPES:
+            _shapes.clear()
+        _shapes[shape] = prepared
+    return program
+
+
+def fields_of(
+    values: tuple[Any, ...], streams: Streams, declared: Mapping[str, Any], path: Any, env: Any
+) -> dict[str, Any]:
+    """A declaration's fields: what is asked for, over what is declared."""
+    said = zip(FIELD_OF.items(), values, strict=True)
+    fields = {field: value for (_, field), value in said if value is not None}
+    refuse_twice(fields, declared)
+    fields = {**declared, **fields, "fds": streams.vector(declared.get("fds"))}
+    if "uid" in fields or "gid" in fields:
+        fields.setdefault("groups", KEEP)
+    if path is not None:
+        fields["executable"] = path
+    if env is not None:
+        fields["env"] = env
+    return fields
+
+
+def refuse_twice(fields: Mapping[str, Any], declared: Mapping[str, Any]) -> None:
+    """What is said by a parameter is not said by a declaration too."""
+    if declared.get("suspended"):
+        msg = "a Popen runs when it is made; for a suspended program use clonekit.spawn"
+        raise DeclarationError(msg)
+    for parameter, field in FIELD_OF.items():
+        if field in fields and declared.get(field) is not None:
+            msg = f"{parameter} says what the declaration's {field} says; give one of them"
+            raise DeclarationError(msg)

@@ -1,0 +1,45 @@
+"""A declaration but for its argv, compiled: what many programs have in common."""
+
+from __future__ import annotations
+
+from clonekit.program import Program
+from clonekit.steps.execute import environment
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+    from clonekit.compiled import Setup
+    from clonekit.steps.execute import Text
+
+MOST_PROGRAMS = 16
+STRINGS = {str}
+
+
+class Prepared:
+    """A setup, and the last programs that were made of it: by argv, path and environment."""
+
+    __slots__ = ("_programs", "setup")
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self._programs: dict[tuple[object, ...], Program] = {}
+
+    def program(
+        self, argv: Sequence[Text], executable: Any, env: Mapping[Text, Text] | None
+    ) -> Program:
+        """The program that it is with this argv: the one that was made of the same, or a new one.
+
+        Raises: DeclarationError for these.
+        """
+        if env is not None or type(argv) is not list or {*map(type, argv)} != STRINGS:
+            return Program.after(self.setup, argv, executable, env)
+        words = (*argv, executable, environment(None))
+        same = self._programs.get(words)
+        if same is None:
+            same = Program.after(self.setup, argv, executable, env)
+            if len(self._programs) >= MOST_PROGRAMS:
+                self._programs.clear()
+            self._programs[words] = same
+        return same
