@@ -11,7 +11,8 @@ from clonekit.records import Slot
 from clonekit.spec import Spec
 from clonekit.steps.credentials import KEEP
 from clonekit.steps.descriptors import INHERIT, inherits
-from clonekit.steps.execute import candidates
+from clonekit.steps.execute import directories
+from clonekit.steps.place import MOST_UMASK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 SHELL = "/bin/sh"
 SLOTS = (Slot("stdin"), Slot("stdout"), Slot("stderr"))
 NO_STREAMS = (-1, -1, -1)
-NO_ID = (1 << 32) - 1
+MOST_ID = (1 << 32) - 2
+MOST_INT = (1 << 31) - 1
 MOST_SHAPES = 64
 #: The parameters that become fields, in this order, and which.
 FIELD_OF = {
@@ -55,7 +57,7 @@ class Streams:
         self.slots: dict[str, int] = {}
         which: tuple[int, ...] = NO_STREAMS
         if ours != NO_STREAMS:
-            which = tuple([-1 if fd < 0 else ours.index(fd) for fd in ours])
+            which = tuple([-1 if fd == -1 else ours.index(fd) for fd in ours])
             self.slots = {SLOTS[n].name: ours[n] for n in which if n >= 0}
         passed = tuple(map(int, pass_fds)) if pass_fds else ()
         self.shape = (which, bool(close_fds), passed, lib.ck_open_stdio())
@@ -94,9 +96,10 @@ def command(args: Any, executable: Any, shell: Any) -> tuple[list[Any], Any]:
 
 def searched(program: Any, env: Any) -> Any:
     """A program that is not argv[0]: a path, or where PATH says that it may be."""
-    if b"/" in os.fsencode(program):
+    name = os.fsencode(program)
+    if b"/" in name:
         return program
-    return tuple(candidates(program, env))
+    return tuple([b"%b/%b" % (directory or b".", name) for directory in directories(env)])
 
 
 def asked(  # noqa: PLR0917 - the standard library's own order
@@ -112,7 +115,7 @@ def asked(  # noqa: PLR0917 - the standard library's own order
     """The values of the fields in `FIELD_OF`; None for what the program has as we have it."""
     return (
         cwd if cwd is None or type(cwd) is str else os.fspath(cwd),
-        umask if umask >= 0 else None,
+        None if umask < 0 else fitting(umask, "umask", MOST_INT) & MOST_UMASK,
         None if restore_signals else (),
         gid if gid is None else fitting(gid, "group"),
         None if gids is None else tuple(gids),
@@ -122,10 +125,10 @@ def asked(  # noqa: PLR0917 - the standard library's own order
     )
 
 
-def fitting(number: int, what: str) -> int:
-    """An id that the kernel can be told."""
-    if number >= NO_ID:
-        msg = f"{what} {number} is too large; an id is at most {NO_ID - 1}"
+def fitting(number: int, what: str, most: int = MOST_ID) -> int:
+    """A number that the kernel can be told."""
+    if number > most:
+        msg = f"{what} {number} is too large; give at most {most}"
         raise OverflowError(msg)
     return number
 

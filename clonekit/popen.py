@@ -6,6 +6,7 @@ only how the child is made, waited for and signalled.
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -136,7 +137,7 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
             raise refusal(preexec_fn)
         argv, name = command(args, executable, shell)
         sys.audit("subprocess.Popen", name, argv, cwd, env)
-        path = None if name is argv[0] else searched(name, env)
+        path = None if name is argv[0] and name else searched(name, env)
         values = asked(
             cwd, restore_signals, gid, gids, uid, umask, start_new_session, process_group
         )  # fmt: skip
@@ -152,7 +153,8 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
                 error.filename = cwd
             raise
         except DeclarationError:
-            refuse_likewise(argv, env, (*streams.slots.values(), *pass_fds))
+            passed = [fd for fd in pass_fds if fd >= 0]
+            refuse_likewise(argv, env, cwd, [*streams.slots.values(), *passed])
             raise
         self._child = process
         self.pid = process.pid
@@ -246,13 +248,14 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
                     self._let_go()
 
 
-def refuse_likewise(argv: Sequence[Any], env: Any, fds: Sequence[int]) -> None:
+def refuse_likewise(argv: Sequence[Any], env: Any, cwd: Any, fds: Sequence[int]) -> None:
     """What `subprocess` raises for the same mistake, if it raises anything else than ValueError."""
     for text in (*argv, *(text for item in (env or {}).items() for text in item)):
         os.fsencode(text)
+    if cwd is not None and not os.fspath(cwd):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), cwd)
     for fd in fds:
-        if fd >= 0:
-            os.fstat(fd)
+        os.fstat(fd)
 
 
 def over(function: Any) -> Any:

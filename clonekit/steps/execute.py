@@ -102,15 +102,14 @@ def candidates(program: Text, env: Mapping[Text, Text] | None) -> list[bytes]:
     if not name:
         msg = "the program's name is empty"
         raise DeclarationError(msg)
-    path = search_path(env)
-    return [b"%b/%b" % (directory or b".", name) for directory in path.split(b":")]
+    return [b"%b/%b" % (directory or b".", name) for directory in directories(env)]
 
 
-def search_path(env: Mapping[Text, Text] | None) -> bytes:
-    """The PATH that the program will have, or the system's default."""
+def directories(env: Mapping[Text, Text] | None) -> list[bytes]:
+    """Those of the PATH that the program will have, or of the system's default."""
     ours: Mapping[Any, Any] = os.environ._data if env is None else env  # type: ignore[attr-defined] # noqa: SLF001 - as above
     found = ours.get(b"PATH") if env is None else ours.get("PATH", ours.get(b"PATH"))
-    return os.fsencode(os.defpath if found is None else found)
+    return os.fsencode(os.defpath if found is None else found).split(b":")
 
 
 def paths_of(
