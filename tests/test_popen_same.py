@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -19,6 +20,8 @@ import clonekit
 ROOT = os.geteuid() == 0
 #: What readline puts beside `os.environ`, into that of C, which ours does not look at.
 OF_C = ("COLUMNS", "LINES")
+#: What a file's name belongs to.
+OF_FILES = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ENOEXEC)
 #: The program: it tells all that its parameters could have changed.
 PROBE = """
 import json, os, sys
@@ -113,10 +116,11 @@ def outcome(popen: Any, parameters: dict[str, Any], place: Path) -> object:
     try:
         with popen([*PYTHON, "word", "\udcff"], **parameters) as process:
             told = process.communicate(given if parameters["stdin"] == subprocess.PIPE else None)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is compared
         number, name = getattr(error, "errno", None), getattr(error, "filename", None)
         kind = next(kind for kind in type(error).__mro__ if kind.__module__ == "builtins")
-        return kind, number, name
+        # For what fails before exec, stock names the cwd, whether it was that or not.
+        return kind, number, name if number in OF_FILES else None
     finally:
         for file in files.values():
             file.seek(0)
@@ -210,7 +214,7 @@ def test_odd_arguments_end_the_same_way(args: Any, parameters: dict[str, Any]) -
             with popen(args, **parameters) as process:
                 pass
             ends.append(process.returncode)
-        except (Exception, Warning) as error:
+        except Exception as error:  # noqa: BLE001 - likewise
             kind = next(kind for kind in type(error).__mro__ if kind.__module__ == "builtins")
             name = error.filename if isinstance(error, OSError) else None
             ends.append((kind, getattr(error, "errno", None), name))
