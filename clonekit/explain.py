@@ -92,6 +92,7 @@ SIGNATURES: dict[str, str] = {
     "setdomainname": "t@1 n",
     "setgroups": "n p@0*4",
     "sethostname": "t@1 n",
+    "setitimer": "n p32 p32",
     "setns": "fd CLONE_NEW|",
     "setpgid": "n n",
     "setpriority": "PRIO_ n n",

@@ -1,4 +1,4 @@
-"""Makes docs/reference.md and the order in README.md from the source: python docs/generate.py."""
+"""Makes pages here and the order in README.md from the source: python docs/generate.py."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from clonekit.network import Macvlan, Move, Network, Veth, networks
 from clonekit.notify import Listener, Request
 from clonekit.options import kind_of_option
 from clonekit.phases import PHASES
+from clonekit.preexec import USES
 from clonekit.spec import OTHER_FIELDS
 from clonekit.steps.step import KINDS
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from clonekit.steps.step import Kind
 
 REFERENCE = Path(__file__).with_name("reference.md")
+PREEXEC = Path(__file__).with_name("preexec_fn.md")
 README = Path(__file__).parent.parent / "README.md"
 OPENING = f"""\
 # Reference: every field and every step
@@ -110,7 +112,6 @@ NETWORKS = (
     netns.remove,
 )
 LABELS = ("Raises", "Since", "See")
-BEGIN, END = "<!-- phases -->\n", "<!-- end of phases -->\n"
 
 
 class Octal(int):
@@ -217,19 +218,35 @@ def beside() -> str:
     return NETWORKS_OPENING + "".join(value(each) for each in NETWORKS)
 
 
+def uses() -> str:
+    """What replaces each use of preexec_fn."""
+    rows = ""
+    for use in USES:
+        instead = use.instead if " in the parent" in use.instead else f"`{use.instead}`"
+        cells = (f"`{use.does}`", instead, use.note)
+        rows += "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+    return f"| `preexec_fn` does | write | |\n|---|---|---|\n{rows}"
+
+
 def order() -> str:
     """The phases with their reasons, as a list."""
     lines = (f"{n}. **{phase}**: {reason}\n" for n, (phase, reason) in enumerate(PHASES.items(), 1))
     return "".join(lines)
 
 
+def filled(page: Path, mark: str, text: str) -> str:
+    """A page with this text between its marks."""
+    begin, end = f"<!-- {mark} -->\n", f"<!-- end of {mark} -->\n"
+    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    return before + begin + text + end + rest.partition(end)[2]
+
+
 def pages() -> dict[Path, str]:
     """Each page that is made here, whole or in part."""
-    before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
-    after = rest.partition(END)[2]
     return {
         REFERENCE: reference() + mounted() + beside() + handles(),
-        README: before + BEGIN + order() + END + after,
+        PREEXEC: filled(PREEXEC, "uses", uses()),
+        README: filled(README, "phases", order()),
     }
 
 

@@ -78,6 +78,7 @@ from clonekit.steps import (
     restrict_with_landlock,
     run_init,
     set_affinity,
+    set_alarm,
     set_attribute,
     set_capabilities,
     set_controlling_terminal,
@@ -1451,6 +1452,23 @@ def the_parent_lives(_: Room) -> list[Step]:
 @fails("set_parent_death_signal", errno.EPERM)
 def parent_death_behind_a_filter(_: Room) -> list[Step]:
     return [*behind("prctl", lib.PR_SET_PDEATHSIG), set_parent_death_signal("KILL")]
+
+
+ALARM = "import signal; print(signal.getitimer(signal.ITIMER_REAL)[0])"
+
+
+@succeeds(
+    "set_alarm",
+    (sys.executable, "-I", "-S", "-c", ALARM),
+    lambda text: 100 < float(text) <= 1000.5,
+)
+def an_alarm_is_set(_: Room) -> list[Step]:
+    return [set_alarm(1000.5)]
+
+
+@fails("set_alarm", errno.EPERM)
+def an_alarm_behind_a_filter(_: Room) -> list[Step]:
+    return [*behind("setitimer"), set_alarm(1)]
 
 
 @succeeds("end_without_zombie", needs=("autoreap",))

@@ -83,7 +83,14 @@ def test_ci_runs_the_commands_of_the_readme() -> None:
         assert command in CI
 
 
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/hazards.md", "docs/beside.md", "docs/uses.md")
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/hazards.md",
+    "docs/beside.md",
+    "docs/uses.md",
+    "docs/preexec_fn.md",
+)
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -197,3 +197,17 @@ def test_what_clone2_cannot_say_is_refused_with_the_reason(fields: dict[str, obj
             spawn(["true"], **fields)
 
     assert apart(attempt) == ""
+
+
+@pytest.mark.parametrize("seconds", [0, -1, 1e-9, float("nan"), float("inf"), "soon"])
+def test_an_alarm_that_never_comes_is_refused(seconds: object) -> None:
+    with pytest.raises(DeclarationError, match="alarm"):
+        spawn(["true"], alarm=seconds)
+
+
+def test_an_alarm_is_the_programs_and_not_inits(need: Need) -> None:
+    need("pid")
+    namespaces = ["pid"] if os.geteuid() == 0 else ["user", "pid"]
+    assert spawn(["sleep", "1000"], alarm=0.01).wait().signal == signal.SIGALRM
+    beneath = spawn(["sleep", "1000"], alarm=0.01, namespaces=namespaces, init=True)
+    assert beneath.wait().status == 128 + signal.SIGALRM

@@ -106,6 +106,7 @@ from clonekit.steps.signals import (
     end_without_zombie,
     ignore_signals,
     reset_signals,
+    set_alarm,
     set_parent_death_signal,
     set_signal_mask,
 )
@@ -162,6 +163,7 @@ __all__ = [
     "restrict_with_landlock",
     "run_init",
     "set_affinity",
+    "set_alarm",
     "set_attribute",
     "set_capabilities",
     "set_controlling_terminal",

@@ -20,6 +20,7 @@ SIGSET_SIZE = 8
 SIGNALS = 64
 SIG_DFL, SIG_IGN = 0, 1
 SIGACTION = struct.Struct("<QQQQ")
+MICROSECONDS = 1_000_000  # in a second
 UNCHANGEABLE = (signal.SIGKILL, signal.SIGSTOP)
 #: What Python itself ignores, and a program expects not to be ignored.
 PYTHON_IGNORES = ("PIPE", "XFSZ")
@@ -126,6 +127,22 @@ def set_parent_death_signal(number: int | str) -> Records:
     polled = Scratch(struct.pack("<ihh", 0, lib.POLLIN, 0))
     yield Move(polled.at(0), value=Fd(PARENT))
     yield Call("ppoll", polled, 1, bytes(16), 0, SIGSET_SIZE, expect=0)
+
+
+@step(phase="init", field="alarm", lasting=True, option=Option("SECONDS", float))
+def set_alarm(seconds: float) -> Records:
+    """The program gets SIGALRM after so many seconds, which ends it by default: setitimer.
+
+    An exec keeps it and a fork does not hand it on: where there is an init, it comes after that.
+
+    Raises: EINVAL for more seconds than the kernel counts. See: setitimer(2).
+    """
+    microseconds = round(seconds * MICROSECONDS)
+    if microseconds <= 0:
+        msg = f"alarm {seconds!r} is not above 0; leave it out for none"
+        raise DeclarationError(msg)
+    once = struct.pack("<4q", 0, 0, *divmod(microseconds, MICROSECONDS))
+    yield Call("setitimer", signal.ITIMER_REAL, once, 0)
 
 
 @step(phase="clone", field="autoreap", lasting=True)
