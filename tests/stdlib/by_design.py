@@ -7,7 +7,48 @@ INSTALLED, IMPORTED = "installed", "imported"
 EITHER = (INSTALLED, IMPORTED)
 
 #: Each reason, where it holds, and the tests: module and method, whatever class that stands in.
-BY_DESIGN: list[tuple[str, tuple[str, ...], list[str]]] = []
+BY_DESIGN: list[tuple[str, tuple[str, ...], list[str]]] = [
+    (
+        "it looks into _posixsubprocess.fork_exec, which makes no child here",
+        EITHER,
+        [
+            "test_subprocess.test__use_vfork",
+            "test_subprocess.test_exception_errpipe_bad_data",
+            "test_subprocess.test_exception_errpipe_normal",
+        ],
+    ),
+    (
+        "its os.waitpid tells of a child; here the child's pidfd does",
+        EITHER,
+        ["test_subprocess.test_stopped"],
+    ),
+    (
+        "it forbids spawning by a child watcher; here there is none",
+        EITHER,
+        ["test_asyncio.test_subprocess.test_create_subprocess_fails_with_inactive_watcher"],
+    ),
+    (
+        "it is about preexec_fn, which is refused",
+        (IMPORTED,),
+        [
+            "test_subprocess.test_close_fds_after_preexec",
+            "test_subprocess.test_preexec",
+            "test_subprocess.test_preexec_errpipe_does_not_double_close_pipes",
+            "test_subprocess.test_preexec_exception",
+            "test_subprocess.test_preexec_fork_failure",
+            "test_subprocess.test_preexec_gc_module_failure",
+            "test_subprocess.test_surrogates_error_message",
+        ],
+    ),
+    (
+        "its subprocess.Popen raises; that of clonekit.aio is clonekit's",
+        (IMPORTED,),
+        [
+            "test_asyncio.test_subprocess.test_popen_error",
+            "test_asyncio.test_subprocess.test_popen_error_with_stdin_pipe",
+        ],
+    ),
+]
 
 
 def expected(mode: str) -> dict[str, str]:

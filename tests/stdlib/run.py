@@ -29,7 +29,7 @@ STOCK = "stock"
 #: Each module, which of its tests are about subprocesses, and how many pass at the least.
 SELECTED: dict[str, tuple[Callable[[unittest.TestCase], bool], int]] = {
     "test.test_subprocess": (lambda _: True, 280),
-    "test.test_asyncio.test_subprocess": (lambda _: True, 115),
+    "test.test_asyncio.test_subprocess": (lambda _: True, 110),
     "test.test_asyncio.test_events": (lambda test: "test_subprocess" in method_of(test), 30),
     "test.test_asyncio.test_unix_events": (
         lambda test: "ChildWatcher" in type(test).__name__,
@@ -251,7 +251,7 @@ def main() -> int:
     parser.add_argument("mode", choices=list(OF_MODE))
     parser.add_argument("--outcomes", type=Path, help="write what became of each test, as JSON")
     parser.add_argument("ids", nargs="*", metavar="ID", help="run these tests alone")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     faulthandler.dump_traceback_later(HANG, exit=True)
     overlays, children = prepared(options.mode)  # before anything has loaded what it replaces
     from test.support import os_helper
