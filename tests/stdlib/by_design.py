@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-#: How a program comes to use this library: `clonekit.install()`, or `import clonekit as subprocess`.
+#: How a program uses this library: `clonekit.install()`, or `import clonekit as subprocess`.
 INSTALLED, IMPORTED = "installed", "imported"
 EITHER = (INSTALLED, IMPORTED)
 
@@ -53,6 +53,4 @@ BY_DESIGN: list[tuple[str, tuple[str, ...], list[str]]] = [
 
 def expected(mode: str) -> dict[str, str]:
     """The tests that fail in a mode, each with its reason."""
-    return {
-        test: reason for reason, modes, tests in BY_DESIGN if mode in modes for test in tests
-    }
+    return {test: reason for reason, modes, tests in BY_DESIGN if mode in modes for test in tests}
