@@ -23,6 +23,7 @@ METHODS = (
     "_child", "_declared", "_ended", "_internal_poll", "_let_go", "_reap", "_signalling", "_wait",
     "exit", "pidfd", "send_signal",
 )  # fmt: skip
+CLASS = subprocess.Popen
 LOOP = unix_events._UnixSelectorEventLoop  # noqa: SLF001 - asyncio's own seam
 ABSENT = object()
 
@@ -116,7 +117,7 @@ class Installation(Block):
             loop: Any, protocol: Any, args: Any, shell: Any, stdin: Any, stdout: Any, stderr: Any,
             bufsize: Any, extra: Any = None, **parameters: Any,
         ) -> Any:  # fmt: skip
-            if parameters.get("preexec_fn") is not None:
+            if is_left(parameters):
                 return await stock(
                     loop, protocol, args, shell, stdin, stdout, stderr, bufsize, extra, **parameters
                 )
@@ -133,7 +134,7 @@ class Installation(Block):
 
         @functools.wraps(ours)
         async def create(*args: Any, **parameters: Any) -> Any:
-            if parameters.get("preexec_fn") is not None:
+            if is_left(parameters):
                 return await stock(*args, **parameters)
             self._is_ours(None)
             return await ours(*args, **parameters)
@@ -143,6 +144,11 @@ class Installation(Block):
     def __repr__(self) -> str:
         state = "installed" if self._users else "not installed"
         return f"<Installation: {state}, {self.spawned} spawned, {self.stock} left to stock>"
+
+
+def is_left(parameters: dict[str, Any]) -> bool:
+    """Whether asyncio's own code makes a child: with a `preexec_fn`, or by a Popen of others."""
+    return parameters.get("preexec_fn") is not None or subprocess.Popen is not CLASS
 
 
 _installation = Installation()

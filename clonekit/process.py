@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import signal
 import time
 
 from clonekit.linux.abi import NUMBERS, ffi, lib
 from clonekit.linux.block import Block
+from clonekit.linux.pidfd import exit_code, pidfd_getfd, pidfd_info
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -179,8 +181,6 @@ class Process(Block):
 
     def _ready(self, timeout: float) -> bool:
         """Whether it ends within so many seconds: whether the pidfd is readable."""
-        import select
-
         poller = select.poll()
         poller.register(self.fileno(), select.POLLIN)
         return bool(poller.poll(min(max(0.0, timeout) * 1000, MOST_MS)))
@@ -218,8 +218,6 @@ class Process(Block):
 
     def _kept_status(self, options: int) -> None:
         """The status of a process that somebody else reaped, where the kernel keeps it."""
-        from clonekit.linux.pidfd import exit_code
-
         code = exit_code(self.fileno(), wait=not options & os.WNOHANG)
         if code is None:
             if options & os.WNOHANG and not self._ready(0):
@@ -263,8 +261,6 @@ class Process(Block):
         Raises: EPERM without the right to trace it, EBADF, ESRCH. Since: Linux 5.6.
         See: pidfd_getfd(2).
         """
-        from clonekit.linux.pidfd import pidfd_getfd
-
         return pidfd_getfd(self.fileno(), fd)
 
     def info(self) -> dict[str, int]:
@@ -272,8 +268,6 @@ class Process(Block):
 
         Raises: OSError (ENOTTY, EINVAL) before Linux 6.13. See: ioctl_pidfd(2).
         """
-        from clonekit.linux.pidfd import pidfd_info
-
         return pidfd_info(self.fileno())
 
     def adopt(self, outcome: Any) -> None:
