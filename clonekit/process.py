@@ -171,13 +171,13 @@ class Process(Block):
             self._reap(os.WNOHANG)
         return self._exit
 
-    def _ready(self, timeout: float) -> bool:
-        """Whether it ends within so many seconds: whether the pidfd is readable."""
+    def _ready(self, timeout: float | None) -> bool:
+        """Whether it ends within so many seconds, if any: whether the pidfd is readable."""
         import select
 
         poller = select.poll()
         poller.register(self.fileno(), select.POLLIN)
-        return bool(poller.poll(max(0.0, timeout) * 1000))
+        return bool(poller.poll(None if timeout is None else max(0.0, timeout) * 1000))
 
     def _reap(self, options: int) -> None:
         """Call waitid once, and note what it says."""
@@ -195,6 +195,8 @@ class Process(Block):
                 )
             elif result == -errno.ECHILD:
                 self._reaped_elsewhere(options)
+            elif result == -errno.EAGAIN:  # the pidfd was made non-blocking, as libuv does
+                self._ready(None)
             elif result not in (0, -errno.EINTR):
                 raise OSError(-result, f"waitid: {os.strerror(-result)}")
         finally:
