@@ -179,11 +179,12 @@ class Process(Block):
             self._reap(os.WNOHANG)
         return self._exit
 
-    def _ready(self, timeout: float) -> bool:
-        """Whether it ends within so many seconds: whether the pidfd is readable."""
+    def _ready(self, timeout: float | None) -> bool:
+        """Whether it ends within so many seconds, if any: whether the pidfd is readable."""
         poller = select.poll()
         poller.register(self.fileno(), select.POLLIN)
-        return bool(poller.poll(min(max(0.0, timeout) * 1000, MOST_MS)))
+        most = None if timeout is None else min(max(0.0, timeout) * 1000, MOST_MS)
+        return bool(poller.poll(most))
 
     def _reap(self, options: int) -> None:
         """Call waitid once, and note what it says."""
@@ -201,6 +202,8 @@ class Process(Block):
                 )
             elif result == -errno.ECHILD:
                 self._reaped_elsewhere(options)
+            elif result == -errno.EAGAIN:  # the pidfd was made non-blocking, as libuv does
+                self._ready(None)
             elif result not in (0, -errno.EINTR):
                 raise OSError(-result, f"waitid: {os.strerror(-result)}")
         finally:

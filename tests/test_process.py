@@ -146,6 +146,16 @@ def test_the_pidfd_is_readable_when_it_has_ended() -> None:
         assert process.wait().status == 0
 
 
+def test_a_wait_sleeps_though_a_loop_has_made_the_pidfd_non_blocking() -> None:
+    """As libuv does with all that it watches."""
+    with sleeper() as process:
+        os.set_blocking(process.pidfd, False)
+        ender = threading.Timer(0.2, process.kill)
+        ender.start()
+        assert process.wait().signal == signal.SIGKILL
+        ender.join()
+
+
 def test_a_signal_after_its_end_reaches_nobody() -> None:
     process = spawn(["true"])
     process.wait()
