@@ -6,6 +6,10 @@ as noisy for each. The samples are played back to pytest-benchmark, whose clock 
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +21,7 @@ if TYPE_CHECKING:
     from pytest_benchmark.fixture import BenchmarkFixture
 
 HERE = Path(__file__).resolve().parent
+CDEFS = HERE.parents[1] / "cdefs"
 
 _now = 0.0
 
@@ -71,3 +76,24 @@ def play(benchmark: BenchmarkFixture) -> Callable[[str, Sequence[float]], None]:
 def wanted(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     """The parameters of every benchmark of this run."""
     return [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
+
+
+@pytest.fixture(scope="session")
+def cpu(pytestconfig: pytest.Config) -> int | None:
+    """Where all contestants run, if that is one place."""
+    return None if pytestconfig.getoption("unpinned") else max(os.sched_getaffinity(0))
+
+
+@pytest.fixture(scope="session")
+def built() -> Iterator[dict[str, str]]:
+    """The C contestants and the target, in a directory that any user may enter."""
+    directory = Path(tempfile.mkdtemp(prefix="clonekit-benchmark-"))
+    directory.chmod(0o755)
+    compiler = ["gcc", "-O2", "-Wall", "-Wextra", "-Werror"]
+    target, floor = directory / "target", directory / "floor.so"
+    small = ["-static", "-nostdlib", "-Wl,-z,noseparate-code", "-Wl,--build-id=none"]
+    subprocess.run([*compiler, *small, HERE / "target.c", "-o", target], check=True)
+    shared = ["-shared", "-fPIC", f"-I{CDEFS}"]
+    subprocess.run([*compiler, *shared, HERE / "floor.c", "-o", floor], check=True)
+    yield {"target": str(target), "floor": str(floor)}
+    shutil.rmtree(directory)

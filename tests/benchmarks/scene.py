@@ -178,7 +178,7 @@ def rounds(
     return {name: times[UNCOUNTED:] for name, times in taken.items()}
 
 
-def main() -> None:
+def perform(contestants: Callable[[dict[str, Any]], dict[str, Contestant]]) -> None:
     """Set the scene, then answer."""
     scene = json.loads(sys.argv[1])
     if scene["cpu"] is not None:
@@ -193,4 +193,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    perform(contestants)

@@ -82,6 +82,7 @@ RUNTIMES = {
     "runc": "runc run",
 }
 OURS, ONE_SHOT, POPEN, FLOOR = "clonekit_compiled", "clonekit_one_shot", "subprocess", "clone3"
+DROP_IN = "clonekit"
 
 
 class Time(NamedTuple):
@@ -129,6 +130,22 @@ TARGETS = (
     Target("... of crun", (UNPRIVILEGED, OURS), (UNPRIVILEGED, "crun"), 1 / 7),
     Target("... of runc", (UNPRIVILEGED, OURS), (UNPRIVILEGED, "runc"), 1 / 15),
     Target("import, of import subprocess", ("import", "clonekit"), ("import", POPEN), 2.0),
+    Target("... clonekit.popen", ("import", "clonekit.popen"), ("import", POPEN), 2.0),
+    Target("clonekit.Popen, of subprocess.Popen", ("plain", DROP_IN), ("plain", POPEN), 0.9),
+    Target("... 1,000 fds", ("1,000 descriptors", DROP_IN), ("1,000 descriptors", POPEN), 0.6),
+    Target("... user=, group=", ("user=, group=", DROP_IN), ("user=, group=", POPEN), 1 / 8),
+    Target(
+        "... at a 2 GiB heap",
+        ("user=, group=, 2 GiB heap", DROP_IN),
+        ("user=, group=, 2 GiB heap", POPEN),
+        1 / 300,
+    ),
+    Target(
+        "asyncio: exec and wait, of asyncio's own",
+        ("asyncio, exec and wait", DROP_IN),
+        ("asyncio, exec and wait", POPEN),
+        0.5,
+    ),
 )
 
 
@@ -163,10 +180,28 @@ def time_table(
             if time is None:
                 cells.append("")
             else:
-                micros = time.median * 1e6
                 ratio = time.median / times[group, ours].median
-                cells.append(f"{micros:,.{0 if micros >= 10 else 1}f} ({ratio_text(ratio)})")
+                cells.append(f"{micros_text(time)} ({ratio_text(ratio)})")
         yield f"| {title} | {' | '.join(cells)} |"
+
+
+def micros_text(time: Time) -> str:
+    """Its median in microseconds."""
+    micros = time.median * 1e6
+    return f"{micros:,.{0 if micros >= 10 else 1}f}"
+
+
+def pair_table(times: Times) -> Iterator[str]:
+    """What the drop-in takes, beside the standard library."""
+    groups = [group for group, name in times if name == DROP_IN and group != "import"]
+    if not groups:
+        return
+    yield "| as subprocess | ours, µs | the standard library, µs | ratio |"
+    yield "|---|---:|---:|---:|"
+    for group in groups:
+        ours, other = times[group, DROP_IN], times[group, POPEN]
+        cells = micros_text(ours), micros_text(other), ratio_text(ours.median / other.median)
+        yield f"| {group} | {' | '.join(cells)} |"
 
 
 def verdict(target: Target, times: Times) -> str:
@@ -208,6 +243,7 @@ def main() -> None:
     )
     tables = (
         time_table(times, COLUMNS, ROWS, OURS),
+        pair_table(times),
         target_table(times),
         time_table(times, PLACES, TRIPS, "pipe"),
         time_table(times, PLACES, STARTS, "plain"),

@@ -1,4 +1,4 @@
-"""What `import clonekit` takes in a fresh interpreter, beside `import subprocess`."""
+"""What imports take in a fresh interpreter: `clonekit`, and with its `Popen`, and `subprocess`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 TIMES = 60
 UNCOUNTED = 2
-MODULES = ("clonekit", "subprocess")
+MODULES = ("clonekit", "clonekit.popen", "subprocess")
 #: Without `site`: what an editable install imports at each start would be imported for free.
 CODE = """\
 import posix, sys
