@@ -13,6 +13,7 @@ from clonekit.steps.credentials import KEEP
 from clonekit.steps.descriptors import INHERIT, inherits
 from clonekit.steps.execute import directories
 from clonekit.steps.place import MOST_UMASK
+from clonekit.steps.signals import PYTHON_IGNORES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -166,9 +167,13 @@ def fields_of(
     """A declaration's fields: what is asked for, over what is declared."""
     said = zip(FIELD_OF.items(), values, strict=True)
     fields = {field: value for (_, field), value in said if value is not None}
+    keeps = "uid" in fields or "gid" in fields
+    more = declared.get("sigdefault")
+    if more is not None:  # beside what restore_signals says
+        fields["sigdefault"] = (*fields.get("sigdefault", PYTHON_IGNORES), *more)
     refuse_twice(fields, declared)
     fields = {**declared, **fields, "fds": streams.vector(declared.get("fds"))}
-    if "uid" in fields or "gid" in fields:
+    if keeps:
         fields.setdefault("groups", KEEP)
     if path is not None:
         fields["executable"] = path
@@ -183,6 +188,6 @@ def refuse_twice(fields: Mapping[str, Any], declared: Mapping[str, Any]) -> None
         msg = "a Popen runs when it is made; for a suspended program use clonekit.spawn"
         raise DeclarationError(msg)
     for parameter, field in FIELD_OF.items():
-        if field in fields and declared.get(field) is not None:
+        if field in fields and field != "sigdefault" and declared.get(field) is not None:
             msg = f"{parameter} says what the declaration's {field} says; give one of them"
             raise DeclarationError(msg)

@@ -26,7 +26,7 @@ from subprocess import (
 from clonekit.errors import DeclarationError, SpawnError
 from clonekit.parameters import Streams, asked, command, compiled, searched
 from clonekit.preexec import refusal
-from clonekit.spec import FIELDS, OTHER_FIELDS, Spec
+from clonekit.spec import FIELDS, OTHER_FIELDS, Spec, unknown_field
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ __all__ = [
 #: What a declaration says that is said by Popen's own parameters of the same name.
 SAID_BY_BOTH = ("cwd", "env", "executable", "umask")
 OF_DECLARATION = frozenset({*FIELDS, *OTHER_FIELDS}) - {*SAID_BY_BOTH}
+PARAMETERS = frozenset(subprocess.Popen.__init__.__code__.co_varnames)
 #: The standard library's own, for a child that it has made.
 STOCK = dict(vars(subprocess.Popen))
 
@@ -66,9 +67,10 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
     `mounts=`...), or `spec=`: a `Spec`, whose argv serves where `args` is not given. What the child
     could not do is raised as the OSError that `subprocess` raises, which is a `SpawnError` too.
 
-    The vector of descriptors is that of `close_fds`, `pass_fds` and the three streams; `fds=` adds
-    to it. As in `subprocess`, `user=` leaves the supplementary groups as they are: give
-    `extra_groups=[]` to give them up.
+    The vector of descriptors is that of `close_fds`, `pass_fds` and the three streams. A declared
+    `fds=` is the whole of it, over which these are laid. As in `subprocess`, `user=` leaves the
+    supplementary groups as they are: give `extra_groups=[]` to give them up. Without `env=` the
+    program has `os.environ`, not what C code has put beside that.
 
     Raises: DeclarationError, a ValueError, before any child is made.
     """
@@ -83,6 +85,8 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
         declared: dict[str, Any] = {}
         if keywords:
             declared = {name: keywords.pop(name) for name in OF_DECLARATION & keywords.keys()}
+            for name in keywords.keys() - PARAMETERS:
+                raise TypeError(str(unknown_field(name)))
         if spec is not None:
             if not isinstance(spec, Spec):
                 msg = f"spec is {spec!r}; give a clonekit.Spec"

@@ -1,0 +1,311 @@
+"""What `clonekit.Popen` has beyond `subprocess`, and what becomes of its child's end."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from parent_snapshot import unchanged
+
+import clonekit
+from clonekit import PIPE, DeclarationError, Popen, SpawnError, Spec
+from clonekit.linux.pidfd import pidfd_info
+
+ROOT = os.geteuid() == 0
+
+
+def output(*args: str, **parameters: object) -> str:
+    text: str = clonekit.check_output(args, text=True, **parameters)
+    return text.strip()
+
+
+def keeps_status() -> bool:
+    """Whether the kernel tells the status of a process that was reaped (Linux 6.15)."""
+    process = clonekit.spawn(["true"])
+    os.waitpid(process.pid, 0)
+    try:
+        return "exit_code" in pidfd_info(process.fileno())
+    except OSError:
+        return False
+
+
+def test_every_name_of_subprocess_is_there() -> None:
+    for name in subprocess.__all__:
+        assert hasattr(clonekit, name)
+        ours, theirs = getattr(clonekit, name), getattr(subprocess, name)
+        same = isinstance(theirs, int) or (
+            isinstance(theirs, type) and theirs is not subprocess.Popen
+        )
+        assert (ours is theirs) == same, name
+        assert same or ours.__doc__
+
+
+def test_functions_make_children_by_our_popen() -> None:
+    for function in (clonekit.call, clonekit.check_call, clonekit.check_output, clonekit.run):
+        function(["true"], rlimits={"core": 0})
+    assert clonekit.getstatusoutput("echo a; exit 2") == (2, "a")
+    assert clonekit.getoutput("echo a") == "a"
+    with pytest.raises(subprocess.CalledProcessError):
+        clonekit.check_call(["false"], no_new_privs=True)
+    with pytest.raises(TypeError):
+        subprocess.run(["true"], check=False, rlimits={"core": 0})  # type: ignore[call-overload]
+
+
+def test_a_declarations_names_are_keywords() -> None:
+    assert output("sh", "-c", "ulimit -n", rlimits={"nofile": 33}) == "33"
+    assert output("sh", "-c", "ulimit -n; pwd", spec=Spec([], cwd="/", rlimits={"nofile": 34})) == (
+        "34\n/"
+    )
+    assert output("sh", "-c", "ulimit -n", spec=Spec([], rlimits={"nofile": 3}),
+                  rlimits={"nofile": 35}) == "35"  # fmt: skip
+
+
+def test_a_spec_alone_is_enough() -> None:
+    with Popen(spec=Spec(["echo", "said"], env={"PATH": "/bin:/usr/bin"}), stdout=PIPE) as process:
+        assert process.communicate() == (b"said\n", None)
+    with Popen(["echo", "other"], spec=Spec(["echo", "said"]), stdout=PIPE) as process:
+        assert process.communicate() == (b"other\n", None)
+
+
+def test_a_declared_vector_is_whole_and_streams_lie_over_it(tmp_path: Path) -> None:
+    see = "readlink /proc/self/fd/3; ls /proc/self/fd | tr '\\n' ' '"
+    with (tmp_path / "file").open("w") as file:
+        told = output("sh", "-c", see, fds={0: 0, 3: file})
+    assert told.split() == [str(tmp_path / "file"), "0", "1", "2", "3"]  # 2: of ls
+
+
+def test_further_signals_are_reset_beside_what_python_ignores() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        ignored = "grep SigIgn /proc/self/status"
+        assert int(output("sh", "-c", ignored, sigdefault=["HUP"]).split()[1], 16) == 0
+        told = output("sh", "-c", ignored, sigdefault=["HUP"], restore_signals=False)
+        assert int(told.split()[1], 16) == 1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"start_new_session": True, "setsid": True}, "start_new_session says what"),
+        ({"user": os.geteuid(), "uid": os.geteuid()}, "user says what the declaration's uid"),
+        ({"umask": 0, "spec": Spec([], umask=0)}, "umask says what"),
+        ({"cwd": "/", "spec": Spec([], cwd="/")}, "cwd says what"),
+        ({"suspended": True}, "clonekit.spawn"),
+        ({"spec": {"cwd": "/"}}, "give a clonekit.Spec"),
+        ({"rlimits": {"nonsense": 1}}, "nonsense"),
+        ({"namespaces": ["nonsense"]}, "nonsense"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(parameters: dict[str, object], words: str) -> None:
+    with unchanged(), pytest.raises(DeclarationError, match=words):
+        Popen(["true"], stdout=PIPE, **parameters)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("rlimit", "did you mean rlimits"), ("volumes", "mounts="), ("timeout", "wait")],
+)
+def test_an_unknown_keyword_is_a_type_error_that_says_what_to_write(name: str, words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        Popen(["true"], **{name: 1})
+    with pytest.raises(TypeError, match="nothing to run"):
+        Popen()
+
+
+def test_an_error_is_that_of_subprocess_and_names_the_step() -> None:
+    with unchanged(), pytest.raises(FileNotFoundError) as caught:
+        Popen(["no such program"], stdin=PIPE, stdout=PIPE)
+    error = caught.value
+    assert isinstance(error, SpawnError)
+    assert (error.filename, error.errno, error.phase) == ("no such program", errno.ENOENT, "exec")
+    with pytest.raises(NotADirectoryError) as caught:
+        Popen(["true"], cwd="/etc/passwd")
+    assert isinstance(caught.value, SpawnError)
+    assert (caught.value.filename, caught.value.phase) == ("/etc/passwd", "place")
+    with pytest.raises(PermissionError) as caught:
+        Popen(["true"], rlimits={"nofile": 1 << 40})
+    assert isinstance(caught.value, SpawnError)
+    assert (caught.value.filename, caught.value.phase) == (None, "limits")
+
+
+@pytest.mark.skipif(not ROOT, reason="only root may change to another user")
+def test_a_user_keeps_the_groups_unless_they_are_given_up() -> None:
+    groups = os.getgroups()
+    os.setgroups([7, 4242])
+    try:
+        assert output("id", "-G", user=12345, group=12346) == "12346 7 4242"
+        assert output("id", "-G", user=12345, group=12346, extra_groups=[]) == "12346"
+        assert output("id", "-G", user=12345, group=12346, extra_groups=[9]) == "12346 9"
+        assert output("id", "-G", uid=12345, gid=12346) == "12346"
+    finally:
+        os.setgroups(groups)
+
+
+def test_the_pidfd_tells_of_the_end_and_is_closed_with_it() -> None:
+    with unchanged():
+        process = Popen(["cat"], stdin=PIPE)
+        assert process.stdin
+        poller = select.poll()
+        poller.register(process.pidfd, select.POLLIN)
+        assert poller.poll(0) == []
+        assert process.poll() is None
+        assert process.exit is None
+        process.stdin.close()
+        assert poller.poll(60_000)
+        assert process.wait() == 0
+        assert process.pidfd == -1
+        assert process.exit is not None
+        assert process.exit.usage is not None
+        assert process.exit.usage.ru_maxrss > 0
+
+
+def test_a_wait_with_a_time_out_sleeps_once() -> None:
+    process = Popen(["sleep", "0.5"])
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+    assert process.wait(timeout=60) == 0
+    assert resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw - before <= 3  # polling: some 15
+
+
+def test_time_outs_of_any_size() -> None:
+    process = Popen(["sleep", "0.05"])
+    for timeout in (0, -1, 0.0001):
+        with pytest.raises(subprocess.TimeoutExpired) as caught:
+            process.wait(timeout)
+        assert caught.value.timeout == timeout
+    assert process.wait(timeout=1e12) == 0
+
+
+def test_a_status_that_was_stolen_is_told_where_the_kernel_keeps_it() -> None:
+    kept = keeps_status()
+    for wait in (Popen.poll, Popen.wait, lambda process: process.wait(5)):
+        process = Popen(["sh", "-c", "exit 7"])
+        os.waitpid(process.pid, 0)
+        assert wait(process) == (7 if kept else 0)
+        process.send_signal(signal.SIGKILL)
+
+
+def test_children_that_nobody_may_wait_for_have_ended_well() -> None:
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        assert clonekit.call(["sh", "-c", "exit 7"]) == (7 if keeps_status_alone() else 0)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def keeps_status_alone() -> bool:
+    process = clonekit.spawn(["true"])
+    try:
+        return process.wait().status == 0
+    except ChildProcessError:
+        return False
+
+
+def test_a_fork_of_ours_may_look_at_the_child_too() -> None:
+    process = Popen(["sh", "-c", "read line; exit 7"], stdin=PIPE)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            running = process.poll() is None or process.returncode == 0
+            os._exit(0 if running else 1)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    process.communicate(b"\n")
+    assert process.returncode == 7
+
+
+def test_a_signal_never_reaches_another_child_while_others_reap() -> None:
+    """The pidfd is closed by whoever reaps; its number is that of the next child at once."""
+    wrong: list[int] = []
+    stop = threading.Event()
+    shared: list[Popen] = []
+
+    def signals() -> None:
+        while not stop.is_set():
+            for process in shared[-2:]:
+                process.send_signal(signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(interval / 100)
+    threads = [threading.Thread(target=signals) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(1500):
+            short = Popen(["true"])  # ignores SIGUSR1, as we do
+            shared.append(short)
+            other = Popen(["true"], sigdefault=["USR1"])  # would die of it; nobody signals it
+            wrong += [code for code in (short.wait(), other.wait()) if code]
+            shared.clear()
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+        sys.setswitchinterval(interval)
+        signal.signal(signal.SIGUSR1, before)
+    assert wrong == []
+
+
+def test_a_handler_that_waits_and_signals_at_any_moment_disturbs_nothing() -> None:
+    current: list[Popen] = []
+
+    def handler(*_: object) -> None:
+        for process in current:
+            process.poll()
+            process.send_signal(0)
+
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+    try:
+        with unchanged():
+            for n in range(1500):
+                process = Popen(["sh", "-c", f"exit {n % 7}"])
+                current[:] = [process]
+                process.send_signal(0)
+                assert process.wait(60 if n % 2 else None) == n % 7
+                current.clear()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_many_threads_wait_for_one_child() -> None:
+    for _ in range(100):
+        process = Popen(["sh", "-c", "exit 5"])
+        codes: list[int | None] = []
+
+        def wait(process: Popen = process, codes: list[int | None] = codes) -> None:
+            codes.append(process.wait(60))
+            codes.append(process.poll())
+
+        threads = [threading.Thread(target=wait) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert codes == [5] * 16
+
+
+def test_an_interrupt_ends_a_wait_and_the_child_can_be_waited_for_again() -> None:
+    process = Popen(["sleep", "60"])
+    timer = threading.Timer(0.2, signal.pthread_kill, (threading.get_ident(), signal.SIGINT))
+    timer.start()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        process.wait()
+    assert time.monotonic() - started < 30
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    timer.join()
