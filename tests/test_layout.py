@@ -45,6 +45,7 @@ FLOORS = (
     ("spec",),
     ("entering", "popen", "waiting"),
     ("transport",),
+    ("streamed",),
     ("aio", "installed", "network"),
     ("netns",),
     ("features", "shorthands", "job", "tables"),
