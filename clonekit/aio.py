@@ -24,7 +24,7 @@ from clonekit.linux.memory import address
 from clonekit.notify import answered
 from clonekit.steps.opening import close_descriptor
 from clonekit.steps.sandbox import system_call
-from clonekit.transport import create_subprocess_exec, create_subprocess_shell
+from clonekit.streamed import create_subprocess_exec, create_subprocess_shell
 from clonekit.waiting import Nascent as Driven
 from clonekit.waiting import prepared
 

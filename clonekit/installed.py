@@ -11,7 +11,8 @@ from asyncio import unix_events
 
 from clonekit.linux.block import Block
 from clonekit.popen import STOCK, Popen
-from clonekit.transport import create_subprocess_exec, create_subprocess_shell, transport_of
+from clonekit.streamed import create_subprocess_exec, create_subprocess_shell
+from clonekit.transport import transport_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

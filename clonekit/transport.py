@@ -1,24 +1,29 @@
 """asyncio's subprocesses over this library's spawn: a child whose pidfd the loop itself watches.
 
-Streams, pipes and `Process` are asyncio's own. Here is only how the child is made and its end seen:
-no thread, no SIGCHLD, no child watcher. Any loop that has `add_reader` will do, as uvloop has.
+Streams and `Process` are asyncio's own. Here is how the child is made, how its pipes are connected
+and how its end is seen: no thread, no task, no SIGCHLD, no child watcher. Any loop that has
+`add_reader` will do, as uvloop has.
 """
 
 from __future__ import annotations
 
 import asyncio
-from asyncio import base_subprocess
-from asyncio.streams import _DEFAULT_LIMIT as LIMIT  # type: ignore[attr-defined]
-from asyncio.subprocess import Process, SubprocessStreamProtocol
+import contextlib
+import os
+import warnings
+from asyncio.log import logger
+from signal import SIGKILL, SIGTERM
 
 from clonekit.popen import Popen
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import IO, Any
 
-#: What asyncio has fixed, for its streams are of bytes and are not buffered.
-FIXED = {"bufsize": 0, "encoding": None, "errors": None, "text": None, "universal_newlines": False}
+#: What asyncio says of a child whose status nobody knows.
+UNKNOWN = 255
+#: Seconds after which a child that has ended, but could not be reaped, is looked at again.
+SOON = 0.001
 
 
 class Watched(Popen):
@@ -30,95 +35,257 @@ class Watched(Popen):
         if not self._watched:
             super()._let_go()
 
+    def _internal_poll(self, _deadstate: int | None = UNKNOWN, **stock: Any) -> int | None:
+        return super()._internal_poll(_deadstate, **stock)
+
     def unwatched(self) -> None:
-        """The loop has forgotten the pidfd."""
+        """The loop has forgotten the pidfd of this child, which was reaped."""
         self._watched = False
         self._let_go()
 
 
-class Transport(base_subprocess.BaseSubprocessTransport):
+class Pipe(asyncio.Protocol):
+    """One stream of a child: what happens there is told to the protocol of the child."""
+
+    def __init__(self, of: Transport, number: int, file: IO[bytes]) -> None:
+        self.file = file
+        self.transport: Any = None
+        self.connected = self.lost = False
+        self._of = of
+        self._number = number
+
+    async def connect(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Have the loop read it, or write to it."""
+        if not isinstance(loop, asyncio.BaseEventLoop):
+            self.file = libuv_owned(self.file)
+        connect: Any = loop.connect_read_pipe if self._number else loop.connect_write_pipe
+        await connect(lambda: self, self.file)
+        self.connected = True
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """It is connected."""
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """The child has written."""
+        self._of.tell("pipe_data_received", self._number, data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is closed."""
+        if not self.lost:
+            self.lost = True
+            self._of.tell("pipe_connection_lost", self._number, exc)
+            self._of.finish()
+
+    def pause_writing(self) -> None:
+        """The child reads more slowly than we write."""
+        self._of.get_protocol().pause_writing()
+
+    def resume_writing(self) -> None:
+        """The child has read."""
+        self._of.get_protocol().resume_writing()
+
+
+class Transport(asyncio.SubprocessTransport):
     """`asyncio.SubprocessTransport` of a child that its own loop watches."""
 
-    _proc: Watched | None
+    _closed = True
 
-    def _start(self, args: Any, **parameters: Any) -> None:  # type: ignore[override]
-        """Spawn it, and have the loop tell when it has ended."""
-        self._proc = Watched(args, **parameters)
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, protocol: Any, args: Any, extra: Any, **keywords: Any
+    ) -> None:
+        super().__init__(extra)
+        self._loop = loop
+        self._protocol = protocol
+        self._untold: list[tuple[str, tuple[Any, ...]]] | None = []
+        self._waiters: set[asyncio.Future[None]] = set()
+        self._returncode: int | None = None
+        child = Watched(args, bufsize=0, **keywords)
+        self._extra["subprocess"] = child  # type: ignore[attr-defined]
+        self._proc: Watched | None = child
+        self._pid = child.pid
+        try:
+            self._watch()
+        except BaseException:
+            with child:
+                child.kill()
+            child.unwatched()
+            raise
+        files = (child.stdin, child.stdout, child.stderr)
+        self._pipes = {n: Pipe(self, n, file) for n, file in enumerate(files) if file is not None}
+        self._closed = False
+
+    # What the loop sees of the child.
+
+    def _watch(self) -> None:
+        """Have the loop look for its end."""
+        assert self._proc is not None  # noqa: S101 - it has not been seen to end
         self._loop.add_reader(self._proc.pidfd, self._has_ended)
 
     def _has_ended(self) -> None:
-        """Reap it. If another thread is just doing that, the loop calls again."""
+        """Reap it."""
         child = self._proc
-        assert child is not None  # noqa: S101 - the loop watches it
+        assert child is not None  # noqa: S101 - as above
         returncode = child.poll()
-        if returncode is None:
-            return
         self._loop.remove_reader(child.pidfd)
+        if returncode is None:  # another thread is at that, or a tracer has not yet let go of it
+            self._loop.call_later(SOON, self._watch)
+            return
         child.unwatched()
-        # What its pipes still hold is read first: these callbacks are in the loop's queue already.
-        self._loop.call_soon(self._process_exited, returncode)
+        if self._pipes:  # what they still hold comes first, and is in the loop's queue already
+            self._loop.call_soon(self._exited, returncode)
+        else:
+            self._exited(returncode)
+
+    def _exited(self, returncode: int) -> None:
+        self._returncode = returncode
+        self.tell("process_exited")
+        self.finish()
+
+    def finish(self) -> None:
+        """Come to an end, if the child has ended and its pipes are closed."""
+        ended = self._untold is None and self._returncode is not None
+        if ended and all(pipe.lost for pipe in self._pipes.values()):
+            self._loop.call_soon(self._finished)
+
+    def _finished(self) -> None:
+        try:
+            self._protocol.connection_lost(None)
+        finally:
+            for waiter in self._waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+            self._proc = self._protocol = None
+
+    # What the protocol is told.
+
+    def tell(self, what: str, *values: Any) -> None:
+        """Tell the protocol, once it knows of the connection."""
+        if self._untold is None:
+            self._loop.call_soon(getattr(self._protocol, what), *values)
+        else:
+            self._untold.append((what, values))
+
+    async def connect(self) -> None:
+        """Connect the pipes, then tell the protocol."""
+        for pipe in self._pipes.values():
+            await pipe.connect(self._loop)
+        untold, self._untold = [("connection_made", (self,)), *(self._untold or ())], None
+        for what, values in untold:
+            self.tell(what, *values)
+        self.finish()
+        await asyncio.sleep(0)
+
+    def abandon(self) -> None:
+        """Kill it, as whoever wanted it does so no more. Its protocol, if not told, never is."""
+        if self._untold is not None:
+            self._protocol, self._untold = asyncio.SubprocessProtocol(), None
+            for pipe in self._pipes.values():
+                if not pipe.connected:
+                    pipe.lost = True
+                    if pipe.transport is None:
+                        pipe.file.close()
+            self.finish()
+        self.close()
+
+    # What asyncio's Process, and others, call.
+
+    def close(self) -> None:
+        """Close its pipes, and kill it if it runs."""
+        if self._closed:
+            return
+        self._closed = True
+        if not self._loop.is_closed():
+            for pipe in self._pipes.values():
+                if pipe.transport is not None:
+                    pipe.transport.close()
+        if self._proc is not None and self._proc.poll() is None:
+            if self._loop.get_debug():
+                logger.warning("Close running child process: kill %r", self)
+            with contextlib.suppress(PermissionError):  # it has ids that we may not signal
+                self._proc.kill()
+
+    def is_closing(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        """Tell another of what happens."""
+        self._protocol = protocol
+
+    def get_protocol(self) -> Any:
+        """Whom it tells."""
+        return self._protocol
+
+    def get_pid(self) -> int:
+        """The child's number."""
+        return self._pid
+
+    def get_returncode(self) -> int | None:
+        """How the child has ended, if that was seen."""
+        return self._returncode
+
+    def get_pipe_transport(self, fd: int) -> asyncio.BaseTransport | None:
+        """The transport of the pipe at this number of the child's."""
+        return self._pipes[fd].transport if fd in self._pipes else None
+
+    def send_signal(self, signal: int) -> None:
+        """Send the child a signal, by its pidfd."""
+        if self._proc is None:
+            raise ProcessLookupError
+        self._proc.send_signal(signal)
+
+    def terminate(self) -> None:
+        """Ask the child to end: SIGTERM."""
+        self.send_signal(SIGTERM)
+
+    def kill(self) -> None:
+        """End the child: SIGKILL."""
+        self.send_signal(SIGKILL)
+
+    async def _wait(self) -> int | None:
+        """Wait until it has ended."""
+        if self._returncode is None:
+            waiter = self._loop.create_future()
+            self._waiters.add(waiter)
+            try:
+                await waiter
+            finally:
+                self._waiters.discard(waiter)
+        return self._returncode
+
+    def __del__(self) -> None:
+        if not self._closed:
+            msg = f"unclosed transport {self!r}"
+            warnings.warn(msg, ResourceWarning, stacklevel=1, source=self)
+            self.close()
+
+    def __repr__(self) -> str:
+        running = "running" if self._returncode is None else f"returncode={self._returncode}"
+        return f"<{type(self).__name__} pid={self._pid} {running}{' closed' * self._closed}>"
+
+
+def libuv_owned(file: IO[bytes]) -> IO[bytes]:
+    """The same pipe at a number that this object does not close: libuv does.
+
+    uvloop closes the object after that, or leaves it to be collected; by then the number may be
+    that of another file.
+    """
+    with file:
+        return open(os.dup(file.fileno()), file.mode, 0, closefd=False)
 
 
 async def transport_of(
-    loop: asyncio.AbstractEventLoop, protocol: Any, args: Any, **parameters: Any
+    loop: asyncio.AbstractEventLoop, protocol: Any, args: Any, *, extra: Any = None, **keywords: Any
 ) -> Transport:
-    """A child that was made, with its pipes connected."""
-    waiter = loop.create_future()
-    transport = Transport(loop, protocol, args, waiter=waiter, bufsize=0, **parameters)
+    """A child that was made, with its pipes connected; or none, if that is cancelled."""
+    transport = Transport(loop, protocol, args, extra, **keywords)
     try:
-        await waiter
-    except (SystemExit, KeyboardInterrupt):
-        raise
-    except BaseException:
-        transport.close()
-        await transport._wait()  # noqa: SLF001 - asyncio's own seam
+        await transport.connect()
+    except BaseException as error:
+        transport.abandon()
+        if isinstance(error, Exception | asyncio.CancelledError):
+            await asyncio.sleep(0)
+            await transport._wait()  # noqa: SLF001 - asyncio's own seam
         raise
     return transport
-
-
-async def created(args: Any, limit: int, parameters: dict[str, Any], *, shell: bool) -> Process:
-    """What both functions below do."""
-    for name, only in {**FIXED, "shell": shell}.items():
-        if parameters.pop(name, only) not in {only, None}:
-            msg = f"{name} must be {only}"
-            raise ValueError(msg)
-    loop = asyncio.get_running_loop()
-    protocol = SubprocessStreamProtocol(limit=limit, loop=loop)
-    transport = await transport_of(loop, protocol, args, shell=shell, **parameters)
-    return Process(transport, protocol, loop)
-
-
-async def create_subprocess_exec(
-    program: Any,
-    *args: Any,
-    stdin: Any = None,
-    stdout: Any = None,
-    stderr: Any = None,
-    limit: int = LIMIT,
-    **parameters: Any,
-) -> Process:
-    """`asyncio.create_subprocess_exec` with this library's child, whose pidfd the loop watches.
-
-    Parameters, streams and the process are those of asyncio; further keywords are those of
-    `clonekit.Popen`. `limit` is the size of a stream's buffer, in bytes.
-
-    Raises: what `clonekit.Popen` raises.
-    """
-    streams = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
-    return await created((program, *args), limit, {**streams, **parameters}, shell=False)
-
-
-async def create_subprocess_shell(
-    cmd: str | bytes,
-    stdin: Any = None,
-    stdout: Any = None,
-    stderr: Any = None,
-    limit: int = LIMIT,
-    **parameters: Any,
-) -> Process:
-    """`asyncio.create_subprocess_shell`, likewise: `cmd` is for the shell."""
-    if not isinstance(cmd, str | bytes):
-        msg = "cmd must be a string"
-        raise ValueError(msg)  # noqa: TRY004 - what asyncio raises
-    streams = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
-    return await created(cmd, limit, {**streams, **parameters}, shell=True)  # noqa: S604 - as asked

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from looping import run
 from parent_snapshot import unchanged
 from step_cases import Case, Room, missing, missing_of
 from supervised import nothing_left
 
 from clonekit import Nascent, nascent
 
-__all__ = ["nothing_left"]
+__all__ = ["nothing_left", "run"]
 
 PROGRAMS = Path(__file__).parent / "programs"
 HANG = 900  # seconds after which a run is taken for hung, and says where

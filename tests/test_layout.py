@@ -46,6 +46,7 @@ FLOORS = (
     ("parameters",),
     ("entering", "popen", "waiting"),
     ("transport",),
+    ("streamed",),
     ("aio", "installed", "network"),
     ("netns",),
     ("features", "shorthands", "job", "tables"),

@@ -1,0 +1,79 @@
+"""Loops to run the same tests in, and what they must leave."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import subprocess
+import sys
+from asyncio.subprocess import PIPE
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from parent_snapshot import changes, children, descriptors, snapshot
+
+from clonekit import aio
+
+Work = Callable[[], Coroutine[Any, Any, Any]]
+Run = Callable[[Work], Any]
+
+
+def loop_of(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
+    """What makes a loop."""
+    if name == "asyncio":
+        return asyncio.SelectorEventLoop
+    return pytest.importorskip("uvloop").new_event_loop  # type: ignore[no-any-return]
+
+
+@contextmanager
+def all_heard(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+    """Nothing was thrown that only the loop's handler of exceptions has seen."""
+    heard: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _, context: heard.append(context))
+    yield
+    assert heard == []
+
+
+@contextmanager
+def nothing_new() -> Iterator[None]:
+    """Assert that no descriptor and no child is there that was not there before."""
+    before = descriptors(), children()
+    yield
+    gc.collect()
+    after = descriptors(), children()
+    assert after == before
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def run(request: pytest.FixtureRequest) -> Run:
+    """Run work in a loop of each kind: this process is as before, in the loop and after it."""
+    make = loop_of(request.param)
+
+    def in_loop(work: Work, *, debug: bool = False) -> Any:
+        async def watched() -> Any:
+            first = await aio.create_subprocess_exec("true", stdin=PIPE, stdout=PIPE)
+            await first.communicate()  # libuv opens a descriptor of its own with the first pipe
+            await asyncio.sleep(0.001)
+            with all_heard(asyncio.get_running_loop()), nothing_new():
+                result = await work()
+                await asyncio.sleep(0.001)  # what was closed is, after a turn
+                return result
+
+        with asyncio.Runner(loop_factory=make) as runner:  # libuv makes a pipe that stays
+            runner.run(asyncio.sleep(0))
+        before = snapshot()
+        with asyncio.Runner(loop_factory=make, debug=debug) as runner:
+            result = runner.run(watched())
+        gc.collect()
+        assert changes(before, snapshot()) == {}
+        return result
+
+    return in_loop
+
+
+def alone(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a program of Python's in a process of its own."""
+    command = [sys.executable, "-X", "faulthandler", "-c", program, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
