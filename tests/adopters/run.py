@@ -6,7 +6,7 @@ that does not is run again with its file, three times each way: its pass is lost
 and never failed without. What wavers, or fails without too, is listed and does not count.
 
 Status: 1 if a pass was lost, a suite did not run, or no process in it came from clonekit. All that
-is made is in a temporary directory, and removed. It needs gcc and git.
+is made is in a temporary directory, and removed. It needs git.
 """
 
 from __future__ import annotations
