@@ -22,6 +22,7 @@ from clonekit.errors import DeclarationError, SpawnError
 from clonekit.linux.abi import ffi, lib
 from clonekit.linux.memory import address
 from clonekit.notify import answered
+from clonekit.popen import DEVNULL, PIPE, STDOUT
 from clonekit.steps.opening import close_descriptor
 from clonekit.steps.sandbox import system_call
 from clonekit.streamed import create_subprocess_exec, create_subprocess_shell
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
     from clonekit.steps.step import Step
 
 __all__ = [
+    "DEVNULL",
+    "PIPE",
+    "STDOUT",
     "Nascent",
     "create_subprocess_exec",
     "create_subprocess_shell",
