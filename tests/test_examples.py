@@ -48,7 +48,7 @@ def free_port(ports: range) -> int:
 def test_every_example_is_tested() -> None:
     tested = {
         "bind_and_drop", "container", "first", "network", "private_tmp", "rewrite_opens",
-        "supervise", "two_hosts", "untrusted",
+        "supervise", "tools", "two_hosts", "untrusted",
     }  # fmt: skip
     assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
 
@@ -183,3 +183,16 @@ def test_a_program_of_ours_is_shown_files_of_ours(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("of ours\n")
     told = run("rewrite_opens.py", f"/no/such/place={tmp_path}", "--", "cat", "/no/such/place/file")
     assert "of ours\n" in told
+
+
+def test_tools_run_at_once_and_apart(need: Callable[[str], None]) -> None:
+    need("user")
+    told = run("tools.py")
+    assert "ended with 0: I am 65534 and process 2" in told
+    assert "No such file or directory" in told
+    assert "told more than it may, ended with -9: xxxx" in told
+    assert "ran for 2 s, ended with -9" in told
+    assert "Network is unreachable" in told
+    assert "ended with 0: mine" in told
+    assert len(told.splitlines()) == 8
+    assert run("tools.py", "echo $0").endswith("ended with 0: bash\n")
