@@ -65,8 +65,10 @@ class Suite:
         fetch = ("--no-deps", f"--no-binary={package.name}", f"--dest={room / 'fetched'}")
         await self._command(*pip, "download", *fetch, f"--requirement={wanted}")
         [archive] = (room / "fetched").iterdir()
-        shutil.unpack_archive(archive, room / "unpacked", filter="data")
-        [unpacked] = (room / "unpacked").iterdir()
+        outer = room / "unpacked"
+        outer.mkdir()
+        await self._command("tar", "-xf", str(archive), "-C", str(outer), "--no-same-owner")
+        [unpacked] = outer.iterdir()
         unpacked.rename(self.source)
         await self._command(sys.executable, "-m", "venv", "--without-pip", str(room / "venv"))
         there = (*pip, f"--python={self.python}", "install")
