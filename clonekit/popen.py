@@ -54,7 +54,8 @@ __all__ = [
 #: What a declaration says that is said by Popen's own parameters of the same name.
 SAID_BY_BOTH = ("cwd", "env", "executable", "umask")
 OF_DECLARATION = frozenset({*FIELDS, *OTHER_FIELDS}) - {*SAID_BY_BOTH}
-PARAMETERS = frozenset(subprocess.Popen.__init__.__code__.co_varnames)
+CODE = subprocess.Popen.__init__.__code__
+PARAMETERS = frozenset(CODE.co_varnames[: CODE.co_argcount + CODE.co_kwonlyargcount])
 #: The standard library's own, for a child that it has made.
 STOCK = dict(vars(subprocess.Popen))
 
@@ -83,7 +84,7 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
         self, args: Any = None, *others: Any, spec: Spec | None = None, **keywords: Any
     ) -> None:
         declared: dict[str, Any] = {}
-        if keywords:
+        if not keywords.keys() <= PARAMETERS:
             declared = {name: keywords.pop(name) for name in OF_DECLARATION & keywords.keys()}
             for name in keywords.keys() - PARAMETERS:
                 raise TypeError(str(unknown_field(name)))
