@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -302,10 +301,9 @@ def test_an_interrupt_ends_a_wait_and_the_child_can_be_waited_for_again() -> Non
     process = Popen(["sleep", "60"])
     timer = threading.Timer(0.2, signal.pthread_kill, (threading.get_ident(), signal.SIGINT))
     timer.start()
-    started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         process.wait()
-    assert time.monotonic() - started < 30
+    assert process.poll() is None
     process.kill()
     assert process.wait() == -signal.SIGKILL
     timer.join()
