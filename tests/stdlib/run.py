@@ -255,7 +255,7 @@ def main() -> int:
     from test.support import os_helper
 
     noted = Noted()
-    with os_helper.temp_cwd():
+    with os_helper.temp_cwd(None):
         loaded(options.mode, options.ids).run(noted)
     outcomes = noted.outcomes
     if options.outcomes:
