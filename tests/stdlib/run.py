@@ -196,15 +196,16 @@ def judged(outcomes: Outcomes, cannot: dict[str, str]) -> tuple[list[str], list[
     failed = [test for test in those(outcomes, "failed") if listed(test) not in cannot]
     skipped = those(outcomes, "skipped")
     stock = of_stock([*failed, *skipped]) if failed or skipped else {}
+    became = {test: stock.get(test, ("not run", ""))[0] for test in (*failed, *skipped)}
     for test in failed:
-        if stock.get(test, ("passed",))[0] == "failed":
+        if became[test] == "failed":
             noted.append(f"{test} fails here without us, too")
         else:
             wrong.append(f"{test} failed:\n{outcomes[test][1]}")
     wrong += [
         f"{test} is skipped, and not without us: {outcomes[test][1]}"
         for test in skipped
-        if stock[test][0] != "skipped"
+        if became[test] != "skipped"
     ]
     wrong += [
         f"{test} passed: take it off the list"
@@ -262,6 +263,8 @@ def main() -> int:
     if options.outcomes:
         options.outcomes.write_text(json.dumps(outcomes))
         return 0
+    if set(options.ids) - outcomes.keys():
+        parser.error(f"no such test: {', '.join(set(options.ids) - outcomes.keys())}")
     cannot = expected(options.mode)
     ours, stock = children()
     wrong, notes = judged(outcomes, cannot)
