@@ -11,9 +11,7 @@ from step_cases import output
 from clonekit.linux import FsAccess, landlock
 
 ABI = landlock.abi()
-needs_landlock = pytest.mark.skipif(
-    not ABI, reason="no Landlock here, or not enabled"
-)
+needs_landlock = pytest.mark.skipif(not ABI, reason="no Landlock here, or not enabled")
 needs_ports = pytest.mark.skipif(ABI < 4, reason=f"ports need Landlock ABI 4; here it is {ABI}")
 needs_scopes = pytest.mark.skipif(ABI < 6, reason=f"scopes need Landlock ABI 6; here it is {ABI}")
 
