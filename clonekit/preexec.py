@@ -67,9 +67,9 @@ USES = (
     Use("umask", "os.umask(0o27)", "umask=0o27"),
     Use("SIG_IGN", "signal.signal(signal.SIGINT, signal.SIG_IGN)", 'sigignore=["INT"]'),
     Use("SIG_DFL default_int_handler", "signal.signal(signal.SIGHUP, signal.SIG_DFL)",
-        'sigdefault=["PIPE", "XFSZ", "HUP"]',
-        "Only for what the parent ignores: handlers are reset by every exec. PIPE and XFSZ are "
-        "those of `restore_signals=True`."),
+        'sigdefault=["HUP"]',
+        "Only for what the parent ignores, beside what `restore_signals` resets: handlers are "
+        "reset by every exec."),
     Use("pthread_sigmask sigprocmask", "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})",
         'sigmask=["USR1"]', "Without it, the mask is that of the thread that spawns."),
     Use("alarm setitimer", "signal.alarm(60)", "alarm=60",
