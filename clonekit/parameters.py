@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 from clonekit.errors import DeclarationError
-from clonekit.lasting import ours
 from clonekit.linux.abi import lib
 from clonekit.records import Slot
 from clonekit.spec import Spec
@@ -14,6 +13,7 @@ from clonekit.steps.descriptors import INHERIT, inherits
 from clonekit.steps.execute import directories
 from clonekit.steps.place import MOST_UMASK
 from clonekit.steps.signals import PYTHON_IGNORES
+from clonekit.untraceable import refuse_debug_dumps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -138,10 +138,10 @@ def compiled(  # noqa: PLR0917 - all that a program is made of
     """
     if declared:
         return Spec(argv, **fields_of(values, streams, declared, path, env)).program()
-    _, _, _, gid, _, uid, _, _ = values
-    shape = (
-        values, streams, lib.ck_has_clone3(), None if uid is gid is None else ours(),
-    )  # fmt: skip
+    _, _, _, gid, gids, uid, _, _ = values
+    if not (uid is gid is gids is None):
+        refuse_debug_dumps()  # of what we are and may, all that their steps depend on
+    shape = (values, streams, lib.ck_has_clone3())
     known = _shapes.get(shape)
     if known is not None:
         return known.program(argv, path, env)
