@@ -165,7 +165,7 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
         self.pid = process.pid
         self._child_created = True
         if slots:
-            self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)  # type: ignore[attr-defined]
+            close_theirs(self, (p2cread, p2cwrite), (c2pwrite, c2pread), (errwrite, errread))
 
     def _ended(self, returncode: int) -> None:
         """Note how it has ended. The caller has the lock of those who wait."""
@@ -251,6 +251,17 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
                 self._signalling -= 1
                 if self.returncode is not None:
                     self._let_go()
+
+
+def close_theirs(popen: Any, *ends: tuple[int, int]) -> None:
+    """Close the child's ends of the pipes, as its `_close_pipe_fds` would, in half of the time."""
+    devnull = getattr(popen, "_devnull", None)
+    for theirs, ours in ends:
+        if ours != -1:
+            os.close(theirs)
+    if devnull is not None:
+        os.close(devnull)
+    popen._closed_child_pipe_fds = True  # noqa: SLF001 - what looks at it is the standard library
 
 
 def refuse_likewise(argv: Sequence[Any], env: Any, cwd: Any, fds: Sequence[int]) -> None:
