@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
-from clonekit.arrange import Arranged, cgroup_slot
+from clonekit.arrange import CGROUP, Arranged, cgroup_slot
 from clonekit.assembler import Assembler
 from clonekit.completion import EXECUTE, OWN_TABLE
 from clonekit.errors import DeclarationError
@@ -46,15 +46,18 @@ class Setup:
     Many programs may share one: it holds nothing of argv or the environment.
 
     Attributes:
+        names: those of the inputs, in their order.
+        slots: those that a spawn must be given.
+        known: the values of those that are the same at every spawn.
         rest: the same of what the first stage carries out, if there is one.
         deadline: how many seconds it may take, or None where it holds the thread that spawns.
         suspension: for a program that stops at its exec, how it is let go.
     """
 
     __slots__ = (
-        "assembler", "clone_flags", "deadline", "fd_slots", "floor", "held", "image", "inputs",
-        "manner", "owners", "pointers", "records", "rest", "scratch", "slots", "steps", "struct",
-        "suspension",
+        "assembler", "clone_flags", "deadline", "fd_slots", "floor", "has_parent", "held", "image",
+        "inputs", "known", "manner", "names", "owners", "pointers", "records", "rest", "scratch",
+        "slots", "steps", "struct", "suspension",
     )  # fmt: skip
 
     def __init__(self, arranged: Arranged, steps: Sequence[Step], *, has_clone3: bool) -> None:
@@ -65,7 +68,12 @@ class Setup:
         self.rest: Setup | None = None
         self.owners = [entry.owner for entry in arranged.clone if entry.owner is not None]
         self.inputs = tuple(arranged.inputs)
-        self.slots = tuple(slot.name for slot in self.inputs if not slot.name.startswith("."))
+        self.names = tuple(slot.name for slot in self.inputs)
+        self.slots = frozenset(name for name in self.names if not name.startswith("."))
+        self.known = {
+            name: int(name.removeprefix(CGROUP)) for name in self.names if name.startswith(CGROUP)
+        }
+        self.has_parent = PARENT in self.inputs
         self.fd_slots = tuple(slot.name for slot in arranged.fd_slots)
         self.floor = arranged.kept[-1] + 1 if arranged.kept else 0
         assembler = self.assembler = Assembler(self.inputs)
@@ -225,7 +233,7 @@ class Compiled:
     def with_parent(self, values: list[int]) -> tuple[OurPidfd | None, list[int]]:
         """A pidfd of ours for the child to see whether we live, if it does; the input registers."""
         inputs = self.setup.inputs
-        if PARENT not in inputs:
+        if not self.setup.has_parent:
             return None, values
         parent = OurPidfd()
         values = list(values)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 from clonekit.errors import DeclarationError
-from clonekit.lasting import ours
 from clonekit.linux.abi import lib
 from clonekit.records import Slot
 from clonekit.spec import Spec
@@ -14,6 +13,7 @@ from clonekit.steps.descriptors import INHERIT, inherits
 from clonekit.steps.execute import directories
 from clonekit.steps.place import MOST_UMASK
 from clonekit.steps.signals import PYTHON_IGNORES
+from clonekit.untraceable import refuse_debug_dumps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,37 +44,31 @@ FIELD_OF = {
 _shapes: dict[tuple[object, ...], Prepared] = {}
 
 
-class Streams:
-    """The three streams, as slots, and the descriptors that a child shall have beside them.
+def streams_of(
+    ours: tuple[int, int, int], pass_fds: Sequence[int], close_fds: Any
+) -> tuple[tuple[Any, ...], dict[str, int]]:
+    """What descriptors a child shall have, with the streams as slots; and what these stand for."""
+    which: tuple[int, ...] = NO_STREAMS
+    slots: dict[str, int] = {}
+    if ours != NO_STREAMS:
+        which = tuple([-1 if fd == -1 else ours.index(fd) for fd in ours])
+        slots = {SLOTS[n].name: ours[n] for n in which if n >= 0}
+    passed = tuple(map(int, pass_fds)) if pass_fds else ()
+    return (which, bool(close_fds), passed, lib.ck_open_stdio()), slots
 
-    Attributes:
-        shape: all but the numbers that the slots stand for.
-        slots: these, by name.
-    """
 
-    __slots__ = ("shape", "slots")
-
-    def __init__(self, ours: tuple[int, int, int], pass_fds: Sequence[int], close_fds: Any) -> None:
-        self.slots: dict[str, int] = {}
-        which: tuple[int, ...] = NO_STREAMS
-        if ours != NO_STREAMS:
-            which = tuple([-1 if fd == -1 else ours.index(fd) for fd in ours])
-            self.slots = {SLOTS[n].name: ours[n] for n in which if n >= 0}
-        passed = tuple(map(int, pass_fds)) if pass_fds else ()
-        self.shape = (which, bool(close_fds), passed, lib.ck_open_stdio())
-
-    def vector(self, declared: Any) -> Any:
-        """The field `fds`: what was declared, and these over it."""
-        which, closes, passed, open_bits = self.shape
-        fds: dict[Any, Any] = {}
-        if declared is not None:
-            fds = {...: INHERIT} if declared == INHERIT else dict(declared)
-        elif closes:
-            fds = {fd: fd for fd in range(3) if open_bits >> fd & 1}
-        if not closes and not inherits(fds):
-            fds[...] = INHERIT
-        fds |= {to: SLOTS[n] for to, n in enumerate(which) if n >= 0}
-        return {**dict(zip(passed, passed, strict=True)), **fds}
+def vector(streams: tuple[Any, ...], declared: Any) -> Any:
+    """The field `fds`: what was declared, and the descriptors of `streams_of` over it."""
+    which, closes, passed, open_bits = streams
+    fds: dict[Any, Any] = {}
+    if declared is not None:
+        fds = {...: INHERIT} if declared == INHERIT else dict(declared)
+    elif closes:
+        fds = {fd: fd for fd in range(3) if open_bits >> fd & 1}
+    if not closes and not inherits(fds):
+        fds[...] = INHERIT
+    fds |= {to: SLOTS[n] for to, n in enumerate(which) if n >= 0}
+    return {**dict(zip(passed, passed, strict=True)), **fds}
 
 
 def command(args: Any, executable: Any, shell: Any) -> tuple[list[Any], Any]:
@@ -135,8 +129,8 @@ def fitting(number: int, what: str, most: int = MOST_ID) -> int:
 
 
 def compiled(  # noqa: PLR0917 - all that a program is made of
-    values: tuple[Any, ...], streams: Streams, declared: Mapping[str, Any], argv: list[Any],
-    path: Any, env: Any,
+    values: tuple[Any, ...], streams: tuple[Any, ...], declared: Mapping[str, Any],
+    argv: list[Any], path: Any, env: Any,
 ) -> Program:  # fmt: skip
     """The program of these values, of `asked`.
 
@@ -144,10 +138,10 @@ def compiled(  # noqa: PLR0917 - all that a program is made of
     """
     if declared:
         return Spec(argv, **fields_of(values, streams, declared, path, env)).program()
-    _, _, _, gid, _, uid, _, _ = values
-    shape = (
-        values, streams.shape, lib.ck_has_clone3(), None if uid is gid is None else ours(),
-    )  # fmt: skip
+    _, _, _, gid, gids, uid, _, _ = values
+    if not (uid is gid is gids is None):
+        refuse_debug_dumps()  # of what we are and may, all that their steps depend on
+    shape = (values, streams, lib.ck_has_clone3())
     known = _shapes.get(shape)
     if known is not None:
         return known.program(argv, path, env)
@@ -162,7 +156,11 @@ def compiled(  # noqa: PLR0917 - all that a program is made of
 
 
 def fields_of(
-    values: tuple[Any, ...], streams: Streams, declared: Mapping[str, Any], path: Any, env: Any
+    values: tuple[Any, ...],
+    streams: tuple[Any, ...],
+    declared: Mapping[str, Any],
+    path: Any,
+    env: Any,
 ) -> dict[str, Any]:
     """A declaration's fields: what is asked for, over what is declared."""
     said = zip(FIELD_OF.items(), values, strict=True)
@@ -172,7 +170,7 @@ def fields_of(
     if more is not None:  # beside what restore_signals says
         fields["sigdefault"] = (*fields.get("sigdefault", PYTHON_IGNORES), *more)
     refuse_twice(fields, declared)
-    fields = {**declared, **fields, "fds": streams.vector(declared.get("fds"))}
+    fields = {**declared, **fields, "fds": vector(streams, declared.get("fds"))}
     if keeps:
         fields.setdefault("groups", KEEP)
     if path is not None:

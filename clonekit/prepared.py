@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from clonekit.steps.execute import Text
 
 MOST_PROGRAMS = 16
-STRINGS = {str}
 
 
 class Prepared:
@@ -33,9 +32,12 @@ class Prepared:
 
         Raises: DeclarationError for these.
         """
-        if env is not None or type(argv) is not list or {*map(type, argv)} != STRINGS:
+        if env is not None or type(argv) is not list:
             return Program.after(self.setup, argv, executable, env)
-        words = (*argv, executable, environment(None))
+        try:  # what has been made had no NUL, so nothing else is as many words and the same text
+            words = len(argv), "\0".join(argv), executable, environment(None)
+        except TypeError:  # bytes, or paths
+            return Program.after(self.setup, argv, executable, env)
         same = self._programs.get(words)
         if same is None:
             same = Program.after(self.setup, argv, executable, env)

@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import time
+from os import CLD_DUMPED, CLD_EXITED, CLD_KILLED
 
 from clonekit.linux.abi import NUMBERS, ffi, lib
 from clonekit.linux.block import Block
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from typing import Any, Self
 
 _MAKING = object()
-CLD_EXITED = 1
 MOST_WAITS = 200
 #: What poll(2) can be told, in milliseconds: some 24 days.
 MOST_MS = (1 << 31) - 1
@@ -28,32 +28,42 @@ MOST_MS = (1 << 31) - 1
 class Exit:
     """How a process ended.
 
-    Attributes:
-        status: the exit status 0 to 255, or None if a signal ended it.
-        signal: the signal's number, or None.
-        core: whether memory was dumped.
-        usage: `resource.struct_rusage` of the process and the children it waited for, or None
-            where the kernel did not say (the status came from PIDFD_GET_INFO).
+    Made of what waitid tells: CLD_EXITED and a status, or CLD_KILLED or CLD_DUMPED and a signal.
     """
 
-    __slots__ = ("_usage", "core", "signal", "status")
+    __slots__ = ("_code", "_number", "_usage")
 
-    def __init__(
-        self, status: int | None, signal_number: int | None, *, core: bool, usage: Any | None
-    ) -> None:
-        self.status = status
-        self.signal = signal_number
-        self.core = core
+    def __init__(self, code: int, number: int, usage: Any | None = None) -> None:
+        self._code = code
+        self._number = number
         self._usage = usage
+
+    @property
+    def status(self) -> int | None:
+        """The exit status 0 to 255, or None if a signal ended it."""
+        return self._number if self._code == CLD_EXITED else None
+
+    @property
+    def signal(self) -> int | None:
+        """The signal's number, or None."""
+        return None if self._code == CLD_EXITED else self._number
+
+    @property
+    def core(self) -> bool:
+        """Whether memory was dumped."""
+        return self._code == CLD_DUMPED
 
     @property
     def returncode(self) -> int:
         """The status, or the signal's number below zero, as `subprocess` has it."""
-        return -self.signal if self.signal is not None else self.status or 0
+        return self._number if self._code == CLD_EXITED else -self._number
 
     @property
     def usage(self) -> resource.struct_rusage | None:
-        """What the process used: seconds and, for `ru_maxrss`, KiB."""
+        """What it and the children that it waited for used: seconds and, for `ru_maxrss`, KiB.
+
+        None where the kernel did not say (the status came from PIDFD_GET_INFO).
+        """
         if self._usage is None:
             return None
         import resource
@@ -64,10 +74,10 @@ class Exit:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Exit):
             return NotImplemented
-        return (self.status, self.signal, self.core) == (other.status, other.signal, other.core)
+        return (self._code, self._number) == (other._code, other._number)
 
     def __hash__(self) -> int:
-        return hash((self.status, self.signal, self.core))
+        return hash((self._code, self._number))
 
     def __repr__(self) -> str:
         return f"<Exit {self.how}>"
@@ -193,13 +203,7 @@ class Process(Block):
         try:
             result = lib.ck_wait(self.fileno(), os.WEXITED | options, ended)
             if result == 0 and ended.pid:
-                by_signal = ended.code != CLD_EXITED
-                self._exit = Exit(
-                    None if by_signal else ended.status,
-                    ended.status if by_signal else None,
-                    core=ended.code == lib.CLD_DUMPED,
-                    usage=ended,
-                )
+                self._exit = Exit(ended.code, ended.status, ended)
             elif result == -errno.ECHILD:
                 self._reaped_elsewhere(options)
             elif result == -errno.EAGAIN:  # the pidfd was made non-blocking, as libuv does
@@ -230,13 +234,10 @@ class Process(Block):
                 "(os.wait, SIGCHLD ignored); its status is lost"
             )
             raise ChildProcessError(errno.ECHILD, msg)
-        number = os.WTERMSIG(code)
-        self._exit = Exit(
-            None if number else os.WEXITSTATUS(code),
-            number or None,
-            core=os.WCOREDUMP(code),
-            usage=None,
-        )
+        if os.WIFEXITED(code):
+            self._exit = Exit(CLD_EXITED, os.WEXITSTATUS(code))
+        else:
+            self._exit = Exit(CLD_DUMPED if os.WCOREDUMP(code) else CLD_KILLED, os.WTERMSIG(code))
 
     def send_signal(self, number: int) -> None:
         """Send a signal to this process and never to another: pidfd_send_signal.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from clonekit.arrange import ABOVE, CGROUP, Arranged
+from clonekit.arrange import ABOVE, Arranged
 from clonekit.compiled import Compiled, Setup
 from clonekit.completion import completed, needs_stage, suspension
 from clonekit.driven import run as run_driven
@@ -105,7 +105,7 @@ class Program(Compiled):
     @property
     def slots(self) -> tuple[str, ...]:
         """The names of the inputs that `spawn` must be given."""
-        return self.setup.slots
+        return tuple(name for name in self.setup.names if name in self.setup.slots)
 
     def spawn(self, **slots: object) -> Process:
         """Run the program in a new child, and come back when it has begun.
@@ -143,27 +143,19 @@ class Program(Compiled):
     def values(self, slots: dict[str, object], own: Mapping[str, int] = NO_VALUES) -> list[int]:
         """The input registers of one spawn, of them our own."""
         setup = self.setup
-        if slots.keys() != set(setup.slots):
-            missing = ", ".join(sorted(set(setup.slots) - slots.keys()))
-            unknown = ", ".join(sorted(slots.keys() - set(setup.slots)))
-            msg = "; ".join(
-                [f"give the slot {missing}"] * bool(missing)
-                + [f"the program has no slot {unknown}"] * bool(unknown)
-            )
-            raise DeclarationError(msg)
-        values = dict(own)
+        if slots.keys() != setup.slots:
+            raise wrong_slots(setup.slots, frozenset(slots))
+        values = {**setup.known, **own}
         for name, value in slots.items():
             values[name] = value if isinstance(value, int) else Fd(value).of  # type: ignore[assignment]
+        above = setup.floor
         for name in setup.fd_slots:
-            if name in values:
-                check_open(name, values[name])
-        if ABOVE in setup.inputs:
-            highest = [values.get(name, -1) + 1 for name in setup.fd_slots]
-            values[ABOVE.name] = max([setup.floor, *highest])
-        for slot in setup.inputs:
-            if slot.name.startswith(CGROUP):
-                values[slot.name] = int(slot.name.removeprefix(CGROUP))
-        return [values.get(slot.name, -1) for slot in setup.inputs]
+            fd = values.get(name)
+            if fd is not None:
+                check_open(name, fd)
+                above = max(above, fd + 1)
+        values[ABOVE.name] = above
+        return [values.get(name, -1) for name in setup.names]
 
 
 def asks(step: object) -> bool:
@@ -173,6 +165,16 @@ def asks(step: object) -> bool:
         and step.kind.asks
         and any(type(record) is Ask for record in step.records())
     )
+
+
+def wrong_slots(wanted: frozenset[str], given: frozenset[str]) -> DeclarationError:
+    """Which are missing, and which are not known."""
+    missing, unknown = (", ".join(sorted(names)) for names in (wanted - given, given - wanted))
+    msg = "; ".join(
+        [f"give the slot {missing}"] * bool(missing)
+        + [f"the program has no slot {unknown}"] * bool(unknown)
+    )
+    return DeclarationError(msg)
 
 
 def check_open(name: str, fd: int) -> None:

@@ -13,7 +13,8 @@ import pytest
 from recompiled import OWN, fresh, in_a_child, laid_out, lasts, over, refused
 from step_cases import install, refusing
 
-from clonekit import Program, Spec, mounts
+import clonekit
+from clonekit import DeclarationError, Program, Spec, mounts
 from clonekit.linux.abi import call, ffi, lib
 from clonekit.linux.privilege import capabilities
 
@@ -177,6 +178,26 @@ def test_debug_dumps_are_refused_from_when_the_sysctl_says_so(tmp_path: Path) ->
     in_a_child(attempt)
     for fields in declarations:
         fresh(**fields)
+
+
+@AS_ROOT
+def test_a_popen_of_other_ids_is_refused_likewise(tmp_path: Path) -> None:
+    file = tmp_path / "suid_dumpable"
+    file.write_text("1\n")
+    ids: list[dict[str, Any]] = [{"user": OTHER_ID}, {"group": OTHER_ID}, {"extra_groups": []}]
+    for parameters in ids:
+        assert clonekit.call(["true"], **parameters) == 0
+
+    def attempt() -> None:
+        over(str(file), "/proc/sys/fs/suid_dumpable")
+        for parameters in ids:
+            with pytest.raises(DeclarationError, match="suid_dumpable"):
+                clonekit.call(["true"], **parameters)
+        assert clonekit.call(["true"], umask=0) == 0
+
+    in_a_child(attempt)
+    for parameters in ids:
+        assert clonekit.call(["true"], **parameters) == 0
 
 
 def test_a_nested_namespace_needs_a_memory_of_its_own_where_we_are_privileged() -> None:
