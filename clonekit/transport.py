@@ -141,6 +141,9 @@ class Transport(asyncio.SubprocessTransport):
         self._returncode = returncode
         self.tell("process_exited")
         self.finish()
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
     def finish(self) -> None:
         """Come to an end, if the child has ended and its pipes are closed."""
@@ -149,13 +152,8 @@ class Transport(asyncio.SubprocessTransport):
             self._loop.call_soon(self._finished)
 
     def _finished(self) -> None:
-        try:
-            self._protocol.connection_lost(None)
-        finally:
-            for waiter in self._waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
-            self._proc = self._protocol = None
+        protocol, self._proc, self._protocol = self._protocol, None, None
+        protocol.connection_lost(None)
 
     # What the protocol is told.
 
@@ -244,7 +242,7 @@ class Transport(asyncio.SubprocessTransport):
         self.send_signal(SIGKILL)
 
     async def _wait(self) -> int | None:
-        """Wait until it has ended."""
+        """Wait until the child has ended; its pipes may be open in children of its own."""
         if self._returncode is None:
             waiter = self._loop.create_future()
             self._waiters.add(waiter)

@@ -46,6 +46,13 @@ def nothing_new() -> Iterator[None]:
     assert after == before
 
 
+async def reaped() -> None:
+    """All children were reaped, and what was closed is."""
+    while any("pidfd" in target for target in descriptors().values()):  # noqa: ASYNC110 - the loop has no event for it
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(0.001)
+
+
 @pytest.fixture(params=["asyncio", "uvloop"])
 def run(request: pytest.FixtureRequest) -> Run:
     """Run work in a loop of each kind: this process is as before, in the loop and after it."""
