@@ -112,7 +112,7 @@ class Assembler:
         image = self.image
         packed = vector.packed_at(len(image))
         image += packed
-        count = len(vector.strings)
+        count = vector.count
         at = len(image) - 8 * (count + 1)
         if count:
             self.pointers.append((at, count))

@@ -16,7 +16,6 @@ What the parent is to do meanwhile is an `Ask`: the child says so, and waits.
 from __future__ import annotations
 
 import struct
-from itertools import accumulate
 from weakref import ref
 
 from clonekit.errors import DeclarationError
@@ -188,26 +187,28 @@ class Data:
 class Vector:
     """A NULL-terminated array of pointers to strings, packed whole: argv or envp.
 
-    The strings bring the NUL that ends them. Packing is remembered: an environment is much the
-    same from spawn to spawn.
+    `block` is the strings, each with the NUL that ends it. Packing is remembered: an environment is
+    much the same from spawn to spawn.
     """
 
-    __slots__ = ("_known", "strings")
+    __slots__ = ("_known", "block", "count")
 
-    def __init__(self, strings: Sequence[bytes]) -> None:
-        self.strings = strings
+    def __init__(self, block: bytes = b"", count: int = 0) -> None:
+        self.block = block
+        self.count = count
         self._known = -1, b""  # one value: another thread may replace it meanwhile
 
     def packed_at(self, at: int) -> bytes:
         """The strings, then the array with their offsets, for a place in the image."""
         known = self._known
         if at != known[0]:
-            offsets = list(accumulate(map(len, self.strings), initial=at))
-            block = b"".join(self.strings)
-            offsets[-1] = 0
-            known = at, b"%b%b%b" % (
-                block, bytes(-len(block) % 8), struct.pack(f"<{len(offsets)}Q", *offsets),
-            )  # fmt: skip
+            offsets, place, block = [], at, self.block
+            for string in block.split(b"\0"):
+                offsets.append(place)
+                place += len(string) + 1
+            offsets[-1] = 0  # after the last one is nothing
+            padding, count = bytes(-len(block) % 8), len(offsets)
+            known = at, block + padding + struct.pack(f"<{count}Q", *offsets)
             self._known = known
         return known[1]
 

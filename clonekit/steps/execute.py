@@ -40,24 +40,23 @@ def arguments(argv: Sequence[Text]) -> Vector:
         msg = f"argv is {argv!r}; give a list of arguments, as ['ls', '-l']"
         raise DeclarationError(msg)
     try:
-        strings = [
-            (text.encode(ENCODING, "surrogateescape") if type(text) is str else os.fsencode(text))
-            + b"\0"
-            for text in argv
-        ]
-    except TypeError:
-        msg = f"argv is {list(argv)!r}; each argument is a str, bytes or a path"
-        raise DeclarationError(msg) from None
-    if not strings:
+        block = "\0".join(argv).encode(ENCODING, "surrogateescape")
+    except TypeError:  # bytes, or paths
+        try:
+            block = b"\0".join(map(os.fsencode, argv))
+        except TypeError:
+            msg = f"argv is {list(argv)!r}; each argument is a str, bytes or a path"
+            raise DeclarationError(msg) from None
+    if not argv:
         msg = "argv is empty; its first element is the program's name"
         raise DeclarationError(msg)
-    if b"".join(strings).count(b"\0") != len(strings):
+    if block.count(b"\0") != len(argv) - 1:
         msg = f"argv holds a NUL byte: {list(argv)!r}; a C string ends there, so remove it"
         raise DeclarationError(msg)
-    return Vector(strings)
+    return Vector(block + b"\0", len(argv))
 
 
-_ours: tuple[dict[bytes, bytes], Vector] = {}, Vector([])
+_ours: tuple[dict[bytes, bytes], Vector] = {}, Vector()
 
 
 def environment(env: Mapping[Text, Text] | None) -> Vector:
@@ -71,7 +70,7 @@ def environment(env: Mapping[Text, Text] | None) -> Vector:
         now: dict[bytes, bytes] = os.environ._data  # type: ignore[attr-defined] # noqa: SLF001 - encoding each again costs more than the rest of a spawn
         if now != known:
             known = now.copy()
-            vector = Vector([b"%b=%b\0" % item for item in known.items()])
+            vector = Vector(b"".join([b"%b=%b\0" % item for item in known.items()]), len(known))
             _ours = known, vector
         return vector
     if not hasattr(env, "items"):
@@ -88,10 +87,11 @@ def environment(env: Mapping[Text, Text] | None) -> Vector:
             msg = f"env: {key!r} cannot be a variable's name; it is empty or holds '='"
             raise DeclarationError(msg)
         strings.append(b"%b=%b\0" % (name, text))
-    if b"".join(strings).count(b"\0") != len(strings):
+    block = b"".join(strings)
+    if block.count(b"\0") != len(strings):
         msg = "env holds a NUL byte; a C string ends there, so remove it"
         raise DeclarationError(msg)
-    return Vector(strings)
+    return Vector(block, len(strings))
 
 
 def candidates(program: Text, env: Mapping[Text, Text] | None) -> list[bytes]:
@@ -190,14 +190,14 @@ def packed(  # noqa: PLR0917 - the three that it extends, and the three of exec
     vector = arguments(argv)
     block = variables.packed_at(len(image))
     strings_at = len(image) + len(block)
-    env_at = strings_at - 8 * len(variables.strings) - 8
+    env_at = strings_at - 8 * variables.count - 8
     strings = vector.packed_at(strings_at)
     end = strings_at + len(strings)
-    argv_at = end - 8 * len(vector.strings) - 8
+    argv_at = end - 8 * vector.count - 8
     head = CANDIDATE | number << 16
-    pointers += POINTERS.pack(env_at, len(variables.strings))
-    pointers += POINTERS.pack(argv_at, len(vector.strings))
-    if executable is None and b"/" in vector.strings[0]:
+    pointers += POINTERS.pack(env_at, variables.count)
+    pointers += POINTERS.pack(argv_at, vector.count)
+    if executable is None and b"/" in vector.block.partition(b"\0")[0]:
         records += WORDS.pack(head, IN_IMAGE, TOLERATED, strings_at, argv_at, env_at, 0, 0, 0, 0)
         return records, b"".join((image, block, strings)), pointers
     parts = [image, block, strings]

@@ -45,7 +45,7 @@ def load_first_stage() -> Records:
     yield Move(high.at(0), value=third)
     argv = Scratch(bytes(40), {0: name, 8: low, 16: middle, 24: high})
     yield Call(
-        "execveat", Fd(STAGE), b"\0", argv, Vector([]), lib.AT_EMPTY_PATH, flags=EXEC
+        "execveat", Fd(STAGE), b"\0", argv, Vector(), lib.AT_EMPTY_PATH, flags=EXEC
     )  # fmt: skip
 
 
