@@ -204,7 +204,7 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
     def _internal_poll(self, _deadstate: int | None = None, **stock: Any) -> int | None:
         """Look whether it has ended. Nobody waits here, nor for another who waits."""
         child = self._child
-        if child is None:
+        if child is None or child.pidfd < 0:  # collected together, the handle may be the first
             return STOCK["_internal_poll"](self, _deadstate, **stock)  # type: ignore[no-any-return]
         if self.returncode is None and self._waitpid_lock.acquire(blocking=False):  # type: ignore[attr-defined]
             try:
