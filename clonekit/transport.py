@@ -104,13 +104,6 @@ class Transport(asyncio.SubprocessTransport):
         self._extra["subprocess"] = child  # type: ignore[attr-defined]
         self._proc: Watched | None = child
         self._pid = child.pid
-        try:
-            self._watch()
-        except BaseException:
-            with child:
-                child.kill()
-            child.unwatched()
-            raise
         files = (child.stdin, child.stdout, child.stderr)
         self._pipes = {n: Pipe(self, n, file) for n, file in enumerate(files) if file is not None}
         self._closed = False
@@ -165,9 +158,13 @@ class Transport(asyncio.SubprocessTransport):
             self._untold.append((what, values))
 
     async def connect(self) -> None:
-        """Connect the pipes, then tell the protocol."""
+        """Connect the pipes, then tell the protocol.
+
+        The loop looks for the child's end last, so that it sees all output before that or with it.
+        """
         for pipe in self._pipes.values():
             await pipe.connect(self._loop)
+        self._watch()
         untold, self._untold = [("connection_made", (self,)), *(self._untold or ())], None
         for what, values in untold:
             self.tell(what, *values)
@@ -176,15 +173,21 @@ class Transport(asyncio.SubprocessTransport):
 
     def abandon(self) -> None:
         """Kill it, as whoever wanted it does so no more. Its protocol, if not told, never is."""
-        if self._untold is not None:
-            self._protocol, self._untold = asyncio.SubprocessProtocol(), None
-            for pipe in self._pipes.values():
-                if not pipe.connected:
-                    pipe.lost = True
-                    if pipe.transport is None:
-                        pipe.file.close()
-            self.finish()
         self.close()
+        if self._untold is None:
+            return
+        self._protocol, self._untold = asyncio.SubprocessProtocol(), None
+        for pipe in self._pipes.values():
+            if not pipe.connected:
+                pipe.lost = True
+                if pipe.transport is None:
+                    pipe.file.close()
+        try:
+            self._watch()
+        except Exception:  # noqa: BLE001 - the loop is closed, or of a kind that watches nothing
+            child = self._extra["subprocess"]  # type: ignore[attr-defined]
+            self._returncode = child.wait()
+            child.unwatched()
 
     # What asyncio's Process, and others, call.
 
@@ -193,10 +196,9 @@ class Transport(asyncio.SubprocessTransport):
         if self._closed:
             return
         self._closed = True
-        if not self._loop.is_closed():
-            for pipe in self._pipes.values():
-                if pipe.transport is not None:
-                    pipe.transport.close()
+        for pipe in self._pipes.values():
+            if pipe.transport is not None and not self._loop.is_closed():
+                pipe.transport.close()
         if self._proc is not None and self._proc.poll() is None:
             if self._loop.get_debug():
                 logger.warning("Close running child process: kill %r", self)
@@ -256,7 +258,8 @@ class Transport(asyncio.SubprocessTransport):
         if not self._closed:
             msg = f"unclosed transport {self!r}"
             warnings.warn(msg, ResourceWarning, stacklevel=1, source=self)
-            self.close()
+            if not self._loop.is_closed():
+                self.close()
 
     def __repr__(self) -> str:
         running = "running" if self._returncode is None else f"returncode={self._returncode}"

@@ -108,7 +108,7 @@ def grandchild() -> Any:
     reader, writer = os.pipe()
     try:
         yield lambda: aio.create_subprocess_shell(
-            f"cat <&{reader} & wait", pass_fds=[reader], **PIPES
+            f"cat /dev/fd/{reader} & wait", pass_fds=[reader], **PIPES
         )
     finally:
         os.close(reader)
