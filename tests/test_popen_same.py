@@ -219,3 +219,15 @@ def test_odd_arguments_end_the_same_way(args: Any, parameters: dict[str, Any]) -
             name = error.filename if isinstance(error, OSError) else None
             ends.append((kind, getattr(error, "errno", None), name))
     assert ends[1] == ends[0]
+
+
+@pytest.mark.parametrize("module", [subprocess, clonekit])
+def test_a_mapping_in_place_of_os_environ_is_searched_and_not_passed_on(
+    module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "tell"
+    program.write_text("#!/bin/sh\necho $TOLD")
+    program.chmod(0o755)
+    monkeypatch.setenv("TOLD", "ours")
+    monkeypatch.setattr(os, "environ", {"PATH": str(tmp_path), "TOLD": "another"})
+    assert module.check_output(["tell"]) == b"ours\n"

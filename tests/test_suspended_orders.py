@@ -47,7 +47,7 @@ int main(void)
 ANSWER = """
 #include <stdio.h>
 const char word[] = "before";
-__attribute__((noinline, noclone)) int answer(void) { __asm__ volatile(""); return 1; }
+__attribute__((noipa)) int answer(void) { __asm__ volatile(""); return 1; }
 int main(void) { const char *volatile p = word; printf("%s %d\\n", p, answer()); return 0; }
 """
 #: int answer(void) { return 7; }

@@ -67,7 +67,8 @@ def environment(env: Mapping[Text, Text] | None) -> Vector:
     global _ours  # noqa: PLW0603 - a memory of one value
     if env is None:
         known, vector = _ours
-        now: dict[bytes, bytes] = os.environ._data  # type: ignore[attr-defined] # noqa: SLF001 - encoding each again costs more than the rest of a spawn
+        # Encoding it again costs more than the rest of a spawn; os.environ may be a mapping of tests
+        now: dict[bytes, bytes] = os.environb._data  # type: ignore[attr-defined] # noqa: SLF001
         if now != known:
             known = now.copy()
             vector = Vector(b"".join([b"%b=%b\0" % item for item in known.items()]), len(known))
@@ -107,8 +108,8 @@ def candidates(program: Text, env: Mapping[Text, Text] | None) -> list[bytes]:
 
 def directories(env: Mapping[Text, Text] | None) -> list[bytes]:
     """Those of the PATH that the program will have, or of the system's default."""
-    ours: Mapping[Any, Any] = os.environ._data if env is None else env  # type: ignore[attr-defined] # noqa: SLF001 - as above
-    found = ours.get(b"PATH") if env is None else ours.get("PATH", ours.get(b"PATH"))
+    ours: Mapping[Any, Any] = os.environ if env is None else env
+    found = ours.get("PATH") if env is None else ours.get("PATH", ours.get(b"PATH"))
     return os.fsencode(os.defpath if found is None else found).split(b":")
 
 

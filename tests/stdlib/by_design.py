@@ -5,8 +5,10 @@ from __future__ import annotations
 #: How a program uses this library: `clonekit.install()`, or `import clonekit as subprocess`.
 INSTALLED, IMPORTED = "installed", "imported"
 EITHER = (INSTALLED, IMPORTED)
+ENDLESS = "it is not run, for it would wait without an end for a call of os.waitpid"
 
 #: Each reason, where it holds, and the tests: module and method, whatever class that stands in.
+#: They are those of CPython 3.11 to 3.15, each of which has some of them.
 BY_DESIGN: list[tuple[str, tuple[str, ...], list[str]]] = [
     (
         "it looks into _posixsubprocess.fork_exec, which makes no child here",
@@ -23,9 +25,26 @@ BY_DESIGN: list[tuple[str, tuple[str, ...], list[str]]] = [
         ["test_subprocess.test_stopped"],
     ),
     (
-        "it forbids spawning by a child watcher; here there is none",
+        ENDLESS,
+        (INSTALLED,),
+        ["test_asyncio.test_unix_events.test_pidfd_closed_when_waitpid_raises"],
+    ),
+    (
+        "it looks for a call of os.pidfd_open; here clone3 gives the pidfd",
         EITHER,
-        ["test_asyncio.test_subprocess.test_create_subprocess_fails_with_inactive_watcher"],
+        [
+            "test_subprocess.test_pidfd_open_notification_without_immediate_reap",
+            "test_subprocess.test_pidfd_open_race",
+            "test_subprocess.test_wait_pidfd_open_error",
+        ],
+    ),
+    (
+        "it looks for a child watcher or its thread; here there is none",
+        EITHER,
+        [
+            "test_asyncio.test_subprocess.test_create_subprocess_fails_with_inactive_watcher",
+            "test_asyncio.test_subprocess.test_pid_not_reaped_before_exit_published",
+        ],
     ),
     (
         "it is about preexec_fn, which is refused",
