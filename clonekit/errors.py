@@ -7,6 +7,10 @@ import os
 
 from clonekit.linux.abi import errno_name
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 
 class DeclarationError(ValueError):
     """The declaration is refused before anything was made. The message says what to write."""
@@ -48,6 +52,9 @@ class SpawnError(OSError):
             text += f": {self.arguments}: {self.strerror}"
         return f"{text}; {self.hint}" if self.hint else text
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return made_again, (self.errno, self.strerror, self.filename, vars(self))
+
 
 _classes: dict[type[OSError], type[SpawnError]] = {OSError: SpawnError}
 
@@ -63,4 +70,13 @@ def spawn_error(number: int, message: str | None = None, **details: object) -> S
     error = _classes[plain](number, message or os.strerror(number))
     for key, value in details.items():
         setattr(error, key, value)
+    return error
+
+
+def made_again(
+    number: int, message: str, filename: object, details: dict[str, object]
+) -> SpawnError:
+    """The same error in another process: of two classes that are both called SpawnError."""
+    error = spawn_error(number, message, **details)
+    error.filename = filename
     return error

@@ -7,9 +7,9 @@ import os
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import lib
 from clonekit.records import Slot
-from clonekit.spec import Spec
+from clonekit.spec import SAID_ELSEWHERE, Spec
 from clonekit.steps.credentials import KEEP
-from clonekit.steps.descriptors import INHERIT, inherits
+from clonekit.steps.descriptors import INHERIT, inherits, targets_of
 from clonekit.steps.execute import directories
 from clonekit.steps.place import MOST_UMASK
 from clonekit.steps.signals import PYTHON_IGNORES
@@ -17,7 +17,7 @@ from clonekit.untraceable import refuse_debug_dumps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import Any
 
     from clonekit.prepared import Prepared
@@ -44,6 +44,38 @@ FIELD_OF = {
 _shapes: dict[tuple[object, ...], Prepared] = {}
 
 
+#: What is said otherwise by a Popen than by a declaration alone, or by `run`.
+SAID_OTHERWISE = {
+    "capture_output": "stdout=PIPE, stderr=PIPE; run() has it",
+    "input": "stdin=PIPE, and communicate(input); run() has it",
+    "timeout": "wait(timeout=...), or asyncio.timeout(...); run() has it",
+    "check": "check_call() or run(), or spec=Spec(argv, check=True) to ask the kernel beforehand",
+    "suspended": "clonekit.spawn(argv, suspended=True); a Popen runs when it is made",
+}
+
+
+def unknown_parameter(name: str, known: Iterable[str]) -> TypeError:
+    """What was meant, perhaps."""
+    import difflib
+
+    told = SAID_OTHERWISE.get(name) or SAID_ELSEWHERE.get(name)
+    near = difflib.get_close_matches(name, known, 3)
+    if told is not None:
+        told = f"write {told}"
+    elif near:
+        told = f"did you mean {' or '.join(near)}?"
+    else:
+        told = "it takes those of subprocess.Popen, and the fields of a declaration (help(Spec))"
+    return TypeError(f"there is no parameter {name!r}; {told}")
+
+
+def refuse_both(declared: Mapping[str, Any], spec: Mapping[str, Any]) -> None:
+    """What a spec says is not said by a keyword too: one of them would be lost."""
+    for name in declared.keys() & spec.keys():
+        msg = f"{name} is in spec, too; give one of them, or spec.replace({name}=...)"
+        raise DeclarationError(msg)
+
+
 def streams_of(
     ours: tuple[int, int, int], pass_fds: Sequence[int], close_fds: Any
 ) -> tuple[tuple[Any, ...], dict[str, int]]:
@@ -62,6 +94,7 @@ def vector(streams: tuple[Any, ...], declared: Any) -> Any:
     which, closes, passed, open_bits = streams
     fds: dict[Any, Any] = {}
     if declared is not None:
+        targets_of({} if declared == INHERIT else declared)  # says what is wrong
         fds = {...: INHERIT} if declared == INHERIT else dict(declared)
     elif closes:
         fds = {fd: fd for fd in range(3) if open_bits >> fd & 1}
@@ -171,6 +204,9 @@ def fields_of(
         fields["sigdefault"] = (*fields.get("sigdefault", PYTHON_IGNORES), *more)
     refuse_twice(fields, declared)
     fields = {**declared, **fields, "fds": vector(streams, declared.get("fds"))}
+    if env is not None and "env" in declared:
+        msg = "env is in spec, too; give one of them"
+        raise DeclarationError(msg)
     if keeps:
         fields.setdefault("groups", KEEP)
     if path is not None:
@@ -183,7 +219,7 @@ def fields_of(
 def refuse_twice(fields: Mapping[str, Any], declared: Mapping[str, Any]) -> None:
     """What is said by a parameter is not said by a declaration too."""
     if declared.get("suspended"):
-        msg = "a Popen runs when it is made; for a suspended program use clonekit.spawn"
+        msg = f"suspended: write {SAID_OTHERWISE['suspended']}"
         raise DeclarationError(msg)
     for parameter, field in FIELD_OF.items():
         if field in fields and field != "sigdefault" and declared.get(field) is not None:

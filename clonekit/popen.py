@@ -24,9 +24,17 @@ from subprocess import (
 )
 
 from clonekit.errors import DeclarationError, SpawnError
-from clonekit.parameters import asked, command, compiled, searched, streams_of
+from clonekit.parameters import (
+    asked,
+    command,
+    compiled,
+    refuse_both,
+    searched,
+    streams_of,
+    unknown_parameter,
+)
 from clonekit.preexec import refusal
-from clonekit.spec import FIELDS, OTHER_FIELDS, Spec, unknown_field
+from clonekit.spec import FIELDS, OTHER_FIELDS, Spec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,7 +61,9 @@ __all__ = [
 ]
 #: What a declaration says that is said by Popen's own parameters of the same name.
 SAID_BY_BOTH = ("cwd", "env", "executable", "umask")
-OF_DECLARATION = frozenset({*FIELDS, *OTHER_FIELDS}) - {*SAID_BY_BOTH}
+#: What a Popen has no keyword for, as it would be taken for something else.
+NOT_SAID = ("check", "suspended")
+OF_DECLARATION = frozenset({*FIELDS, *OTHER_FIELDS}) - {*SAID_BY_BOTH, *NOT_SAID}
 CODE = subprocess.Popen.__init__.__code__
 PARAMETERS = frozenset(CODE.co_varnames[: CODE.co_argcount + CODE.co_kwonlyargcount])
 #: The standard library's own, for a child that it has made.
@@ -65,8 +75,9 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
 
     All parameters, attributes and exceptions are those of `subprocess.Popen`, but `preexec_fn`,
     which is refused. Further keywords are a declaration's own names (`rlimits=`, `namespaces=`,
-    `mounts=`...), or `spec=`: a `Spec`, whose argv serves where `args` is not given. What the child
-    could not do is raised as the OSError that `subprocess` raises, which is a `SpawnError` too.
+    `mounts=`..., all in docs/reference.md), or `spec=`: a `Spec`, whose argv serves where `args` is
+    not given. A field is said once. What the child could not do is raised as the OSError that
+    `subprocess` raises, which is a `SpawnError` too.
 
     The vector of descriptors is that of `close_fds`, `pass_fds` and the three streams. A declared
     `fds=` is the whole of it, over which these are laid. As in `subprocess`, `user=` leaves the
@@ -87,15 +98,16 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
         if not keywords.keys() <= PARAMETERS:
             declared = {name: keywords.pop(name) for name in OF_DECLARATION & keywords.keys()}
             for name in keywords.keys() - PARAMETERS:
-                raise TypeError(str(unknown_field(name)))
+                raise unknown_parameter(name, PARAMETERS | OF_DECLARATION)
         if spec is not None:
             if not isinstance(spec, Spec):
                 msg = f"spec is {spec!r}; give a clonekit.Spec"
                 raise DeclarationError(msg)
             args = spec.argv if args is None else args
+            refuse_both(declared, spec.fields)
             declared = {**spec.fields, **declared}
-        elif args is None:
-            msg = "there is nothing to run; give args, or spec="
+        elif args is None or isinstance(args, Spec):
+            msg = "give args, or a declaration as spec="
             raise TypeError(msg)
         if declared:
             self._declared = declared
@@ -280,7 +292,8 @@ def over(function: Any) -> Any:
         function.__code__, OURS, function.__name__, function.__defaults__, function.__closure__
     )
     mine.__kwdefaults__ = function.__kwdefaults__
-    mine.__doc__ = function.__doc__
+    told = (function.__doc__ or "").rstrip()
+    mine.__doc__ = f"{told}\n\n    Children are made by clonekit.Popen, whose keywords it takes."
     mine.__module__ = __name__
     return mine
 

@@ -18,7 +18,7 @@ from clonekit import aio, mounts
 COMMANDS = [
     "echo I am $(id -u) and process $$",
     "ls / | wc -l; cat /etc/shadow",
-    "head -c 100000 /dev/zero | tr '\\0' x",
+    "yes",
     "sleep 60",
     "echo mine > /tmp/note; cat /tmp/note",
     "while :; do :; done",

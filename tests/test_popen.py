@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import resource
 import select
 import signal
@@ -64,8 +65,10 @@ def test_a_declarations_names_are_keywords() -> None:
     assert output("sh", "-c", "ulimit -n; pwd", spec=Spec([], cwd="/", rlimits={"nofile": 34})) == (
         "34\n/"
     )
-    assert output("sh", "-c", "ulimit -n", spec=Spec([], rlimits={"nofile": 3}),
-                  rlimits={"nofile": 35}) == "35"  # fmt: skip
+
+
+def test_limits_have_the_numbers_of_resource_too() -> None:
+    assert output("sh", "-c", "ulimit -n", rlimits={resource.RLIMIT_NOFILE: 36}) == "36"
 
 
 def test_a_spec_alone_is_enough() -> None:
@@ -100,8 +103,14 @@ def test_further_signals_are_reset_beside_what_python_ignores() -> None:
         ({"user": os.geteuid(), "uid": os.geteuid()}, "user says what the declaration's uid"),
         ({"umask": 0, "spec": Spec([], umask=0)}, "umask says what"),
         ({"cwd": "/", "spec": Spec([], cwd="/")}, "cwd says what"),
-        ({"suspended": True}, "clonekit.spawn"),
+        ({"spec": Spec([], suspended=True)}, "clonekit.spawn"),
         ({"spec": {"cwd": "/"}}, "give a clonekit.Spec"),
+        ({"rlimits": {"cpu": 7}, "spec": Spec([], rlimits={"nofile": 33})}, "rlimits is in spec"),
+        ({"env": {}, "spec": Spec([], env={})}, "env is in spec"),
+        ({"fds": [0, 1, 2]}, "give a mapping"),
+        ({"rlimits": 64}, "give a mapping"),
+        ({"rlimits": {"cpu": 1.9}}, "number from 0 up"),
+        ({"rlimits": {"cpu": (1, 2, 3)}}, "number, or two"),
         ({"rlimits": {"nonsense": 1}}, "nonsense"),
         ({"namespaces": ["nonsense"]}, "nonsense"),
     ],
@@ -113,21 +122,36 @@ def test_what_contradicts_itself_is_refused(parameters: dict[str, object], words
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("rlimit", "did you mean rlimits"), ("volumes", "mounts="), ("timeout", "wait")],
+    [
+        ("rlimit", "did you mean rlimits"),
+        ("start_new_sesion", "did you mean start_new_session"),
+        ("volumes", "mounts="),
+        ("timeout", "wait"),
+        ("capture_output", "stdout=PIPE"),
+        ("input", "communicate"),
+        ("check", "check_call"),
+        ("suspended", "clonekit.spawn"),
+        ("nothing_like_it", "subprocess.Popen"),
+    ],
 )
 def test_an_unknown_keyword_is_a_type_error_that_says_what_to_write(name: str, words: str) -> None:
     with pytest.raises(TypeError, match=words):
         Popen(["true"], **{name: 1})
-    with pytest.raises(TypeError, match="nothing to run"):
+    with pytest.raises(TypeError, match="give args"):
         Popen()
+    with pytest.raises(TypeError, match="spec="):
+        Popen(Spec(["true"]))
 
 
 def test_an_error_is_that_of_subprocess_and_names_the_step() -> None:
     with unchanged(), pytest.raises(FileNotFoundError) as caught:
-        Popen(["no such program"], stdin=PIPE, stdout=PIPE)
+        Popen(["/no/such/program"], stdin=PIPE, stdout=PIPE)
     error = caught.value
     assert isinstance(error, SpawnError)
-    assert (error.filename, error.errno, error.phase) == ("no such program", errno.ENOENT, "exec")
+    assert (error.filename, error.errno, error.phase) == ("/no/such/program", errno.ENOENT, "exec")
+    again = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
+    assert type(again) is type(error)
+    assert (str(again), again.filename, again.phase) == (str(error), error.filename, "exec")
     with pytest.raises(NotADirectoryError) as caught:
         Popen(["true"], cwd="/etc/passwd")
     assert isinstance(caught.value, SpawnError)

@@ -34,7 +34,8 @@ def encode(text: Text) -> bytes:
 def arguments(argv: Sequence[Text]) -> Vector:
     """Argv as the kernel takes it, checked."""
     if type(argv) is not list and isinstance(argv, str | bytes | os.PathLike):
-        msg = f"argv is {argv!r}; give a list of arguments, as [{argv!r}]"
+        words = os.fsdecode(argv).split() or ["ls"]
+        msg = f"argv is {argv!r}; give a list of arguments, as {words!r}"
         raise DeclarationError(msg)
     if type(argv) is not list and type(argv) is not tuple:
         msg = f"argv is {argv!r}; give a list of arguments, as ['ls', '-l']"
@@ -67,7 +68,7 @@ def environment(env: Mapping[Text, Text] | None) -> Vector:
     global _ours  # noqa: PLW0603 - a memory of one value
     if env is None:
         known, vector = _ours
-        # Encoding it again costs more than the rest of a spawn; os.environ may be a mapping of tests
+        # Encoding it costs more than the rest of a spawn; os.environ may be a mapping of tests.
         now: dict[bytes, bytes] = os.environb._data  # type: ignore[attr-defined] # noqa: SLF001
         if now != known:
             known = now.copy()

@@ -40,17 +40,26 @@ def amount(value: int | str | None) -> int:
     """A limit's number; None, -1 and "unlimited" lift it."""
     if value in (None, -1, "unlimited", "infinity"):
         return UNLIMITED
-    number = int(value)
+    number = -1
+    if isinstance(value, int) or (isinstance(value, str) and value.isdecimal()):
+        number = int(value)
     if not 0 <= number <= UNLIMITED:
-        msg = f"a limit is 0 or more, or 'unlimited', not {number}"
+        msg = f"a limit is a number from 0 up, or 'unlimited', not {value!r}"
         raise DeclarationError(msg)
     return number
 
 
 def pairs(rlimits: dict[str, object]) -> Iterable[tuple[object, ...]]:
     """A declaration's `rlimits`: a number is both limits, a pair is soft and hard."""
+    if not hasattr(rlimits, "items"):
+        msg = f'rlimits is {rlimits!r}; give a mapping, as {{"nofile": 64, "cpu": (1, 2)}}'
+        raise DeclarationError(msg)
     for name, value in rlimits.items():
-        yield (name, *value) if isinstance(value, tuple | list) else (name, value)
+        both = value if isinstance(value, tuple | list) else (value,)
+        if not 1 <= len(both) <= 2:  # noqa: PLR2004 - soft and hard
+            msg = f"rlimits: {name} is {value!r}; give a number, or two: (soft, hard)"
+            raise DeclarationError(msg)
+        yield name, *both
 
 
 def parse_rlimit(text: str) -> tuple[str, tuple[str, ...]]:
@@ -70,16 +79,17 @@ def parse_rlimit(text: str) -> tuple[str, tuple[str, ...]]:
     option=Option("NAME=SOFT[:HARD]", parse_rlimit, dict),
 )
 def set_rlimit(
-    name: str, soft: int | str | None, hard: int | str | None = "same as soft"
+    name: str | int, soft: int | str | None, hard: int | str | None = "same as soft"
 ) -> Records:
     """Bound a resource: prlimit64. Bytes for memory and files, seconds for cpu, counts otherwise.
 
-    `name` as in getrlimit(2): "nofile", "as", "cpu"...; None or "unlimited" lifts the limit.
+    `name` as in getrlimit(2): "nofile", "as", "cpu"..., or `resource.RLIMIT_NOFILE`; None or
+    "unlimited" lifts the limit.
 
     Raises: EPERM to raise a hard limit without CAP_SYS_RESOURCE, EINVAL for soft above hard.
     See: getrlimit(2).
     """
-    resource = choice(name, "RLIMIT_", "limit")
+    resource = name if isinstance(name, int) else choice(name, "RLIMIT_", "limit")
     low = amount(soft)
     high = low if hard == "same as soft" else amount(hard)
     if low > high:
