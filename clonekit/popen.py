@@ -27,6 +27,7 @@ from clonekit.errors import DeclarationError, SpawnError
 from clonekit.parameters import asked, command, compiled, searched, streams_of
 from clonekit.preexec import refusal
 from clonekit.spec import FIELDS, OTHER_FIELDS, Spec, unknown_field
+from clonekit.stock import PARAMETERS, STOCK, StockPopen
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,13 +55,9 @@ __all__ = [
 #: What a declaration says that is said by Popen's own parameters of the same name.
 SAID_BY_BOTH = ("cwd", "env", "executable", "umask")
 OF_DECLARATION = frozenset({*FIELDS, *OTHER_FIELDS}) - {*SAID_BY_BOTH}
-CODE = subprocess.Popen.__init__.__code__
-PARAMETERS = frozenset(CODE.co_varnames[: CODE.co_argcount + CODE.co_kwonlyargcount])
-#: The standard library's own, for a child that it has made.
-STOCK = dict(vars(subprocess.Popen))
 
 
-class Popen(subprocess.Popen):  # type: ignore[type-arg]
+class Popen(StockPopen):  # type: ignore[type-arg]
     """`subprocess.Popen` with this library's child: clone3, a pidfd, and no Python in between.
 
     All parameters, attributes and exceptions are those of `subprocess.Popen`, but `preexec_fn`,
@@ -84,9 +81,9 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
         self, args: Any = None, *others: Any, spec: Spec | None = None, **keywords: Any
     ) -> None:
         declared: dict[str, Any] = {}
-        if not keywords.keys() <= PARAMETERS:
+        if PARAMETERS is None or not keywords.keys() <= PARAMETERS:
             declared = {name: keywords.pop(name) for name in OF_DECLARATION & keywords.keys()}
-            for name in keywords.keys() - PARAMETERS:
+            for name in keywords.keys() - (PARAMETERS or keywords.keys()):
                 raise TypeError(str(unknown_field(name)))
         if spec is not None:
             if not isinstance(spec, Spec):

@@ -67,7 +67,7 @@ def environment(env: Mapping[Text, Text] | None) -> Vector:
     global _ours  # noqa: PLW0603 - a memory of one value
     if env is None:
         known, vector = _ours
-        # Encoding it again costs more than the rest of a spawn; os.environ may be a mapping of tests
+        # Encoding it again costs more than the rest of a spawn; os.environ may be one of a test's.
         now: dict[bytes, bytes] = os.environb._data  # type: ignore[attr-defined] # noqa: SLF001
         if now != known:
             known = now.copy()
