@@ -180,10 +180,12 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
 
     def _internal_poll(self, _deadstate: int | None = None, **stock: Any) -> int | None:
         """Look whether it has ended. Nobody waits here, nor for another who waits."""
+        if self.returncode is not None:
+            return self.returncode
         child = self._child
         if child is None or child.pidfd < 0:  # garbage, whose handle went first
             return STOCK["_internal_poll"](self, _deadstate, **stock)  # type: ignore[no-any-return]
-        if self.returncode is None and self._waitpid_lock.acquire(blocking=False):  # type: ignore[attr-defined]
+        if self._waitpid_lock.acquire(blocking=False):  # type: ignore[attr-defined]
             try:
                 if self.returncode is None:
                     ended = child.poll()
@@ -197,11 +199,11 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
 
     def _wait(self, timeout: float | None) -> int | None:
         """Sleep until its pidfd says that it has ended, and reap it."""
+        if self.returncode is not None:
+            return self.returncode
         child = self._child
         if child is None or child.pidfd < 0:
             return STOCK["_wait"](self, timeout)  # type: ignore[no-any-return]
-        if self.returncode is not None:
-            return self.returncode
         lock: threading.Lock = self._waitpid_lock  # type: ignore[attr-defined]
         if timeout is None:
             with lock:
