@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import types
+from _thread import RLock
 from subprocess import (
     DEVNULL,
     PIPE,
@@ -147,7 +148,7 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
             cwd, restore_signals, gid, gids, uid, umask, start_new_session, process_group
         )  # fmt: skip
         streams, slots = streams_of((p2cread, c2pwrite, errwrite), pass_fds, close_fds)
-        self._handle_lock = threading.RLock()
+        self._handle_lock = RLock()
         try:
             program = compiled(values, streams, self._declared, argv, path, env)
             process = program.spawn(**slots)
