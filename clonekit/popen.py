@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import types
+from _thread import RLock
 from subprocess import (
     DEVNULL,
     PIPE,
@@ -156,7 +157,7 @@ class Popen(StockPopen):  # type: ignore[type-arg]
             cwd, restore_signals, gid, gids, uid, umask, start_new_session, process_group
         )  # fmt: skip
         streams, slots = streams_of((p2cread, c2pwrite, errwrite), pass_fds, close_fds)
-        self._handle_lock = threading.RLock()
+        self._handle_lock = RLock()
         try:
             program = compiled(values, streams, self._declared, argv, path, env)
             process = program.spawn(**slots)
@@ -189,10 +190,12 @@ class Popen(StockPopen):  # type: ignore[type-arg]
 
     def _internal_poll(self, _deadstate: int | None = None, **stock: Any) -> int | None:
         """Look whether it has ended. Nobody waits here, nor for another who waits."""
+        if self.returncode is not None:
+            return self.returncode
         child = self._child
         if child is None or child.pidfd < 0:  # garbage, whose handle went first
             return STOCK["_internal_poll"](self, _deadstate, **stock)  # type: ignore[no-any-return]
-        if self.returncode is None and self._waitpid_lock.acquire(blocking=False):  # type: ignore[attr-defined]
+        if self._waitpid_lock.acquire(blocking=False):  # type: ignore[attr-defined]
             try:
                 if self.returncode is None:
                     ended = child.poll()
@@ -206,11 +209,11 @@ class Popen(StockPopen):  # type: ignore[type-arg]
 
     def _wait(self, timeout: float | None) -> int | None:
         """Sleep until its pidfd says that it has ended, and reap it."""
+        if self.returncode is not None:
+            return self.returncode
         child = self._child
         if child is None or child.pidfd < 0:
             return STOCK["_wait"](self, timeout)  # type: ignore[no-any-return]
-        if self.returncode is not None:
-            return self.returncode
         lock: threading.Lock = self._waitpid_lock  # type: ignore[attr-defined]
         if timeout is None:
             with lock:

@@ -30,23 +30,28 @@ ROUNDS_OF_FORKS = 2
 
 
 class Scene(NamedTuple):
-    """The state of the process that spawns, which runs this script; `way` is how, if it asks."""
+    """The state of the process that spawns, which runs this script; `way` is how, if it asks.
+
+    One that roams is where the scheduler likes, whatever the others share.
+    """
 
     heap: int = 0
     descriptors: int = 0
     pipes_last: bool = False
     script: str = "scene.py"
     way: str = ""
+    roams: bool = False
 
 
 class Contest(NamedTuple):
-    """One group: who is compared, and where; who of them forks."""
+    """One group: who is compared, and where; who of them forks; every which turn it is played."""
 
     scene: Scene
     names: tuple[str, ...]
     loop: bool = False
     forking: tuple[str, ...] = ()
     root_only: bool = False
+    every: int = 1
 
 
 def parameters(contests: Mapping[str, Contest]) -> list[Any]:
@@ -67,7 +72,7 @@ class Actor:
     def __init__(
         self, scene: Scene, cpu: int | None, built: dict[str, str], stack: ExitStack
     ) -> None:
-        order = json.dumps({**scene._asdict(), **built, "cpu": cpu})
+        order = json.dumps({**scene._asdict(), **built, "cpu": None if scene.roams else cpu})
         process = stack.enter_context(
             subprocess.Popen(
                 [sys.executable, HERE / scene.script, order],
@@ -133,10 +138,12 @@ def samples_of(
     with ExitStack() as stack:
         actors = {scene: Actor(scene, cpu, built, stack) for scene in scenes}
         order = plays(contests, keys)
-        for _ in range(TURNS):
+        for turn in range(TURNS):
             random.shuffle(order)
             for group, names, count in order:
                 contest = contests[group]
+                if turn % contest.every:
+                    continue
                 answer = actors[contest.scene].play(names, count, loop=contest.loop)
                 for name, times in answer.items():
                     taken[group, name] += [time / 1e9 for time in times]

@@ -146,6 +146,12 @@ TARGETS = (
         ("asyncio, exec and wait", POPEN),
         0.5,
     ),
+    Target(
+        "... where the scheduler likes",
+        ("asyncio, exec and wait, where the scheduler likes", DROP_IN),
+        ("asyncio, exec and wait, where the scheduler likes", POPEN),
+        0.5,
+    ),
 )
 
 

@@ -18,15 +18,14 @@ NAMES = ("clonekit", "subprocess")
 FORKS = ("subprocess",)
 
 
-def contest(way: str, *, heap: int = 0, descriptors: int = 0, **other: Any) -> Contest:
+def contest(way: str, *, loop: bool = False, **state: Any) -> Contest:
     """Both, in one way."""
-    scene = Scene(heap=heap, descriptors=descriptors, script="popens.py", way=way)
-    return Contest(scene, NAMES, **other)
+    return Contest(Scene(script="popens.py", way=way, **state), NAMES, loop)
 
 
 def changing_ids(way: str, heap: int = 0) -> Contest:
     """The same, where ids change."""
-    return contest(way, heap=heap, forking=FORKS, root_only=True)
+    return contest(way, heap=heap)._replace(forking=FORKS, root_only=True, every=2 if heap else 1)
 
 
 CONTESTS = {
@@ -46,6 +45,9 @@ CONTESTS = {
     "user=, group=, extra_groups=[], 256 MiB heap": changing_ids("groups", SOME),
     "user=, group=, extra_groups=[], 2 GiB heap": changing_ids("groups", 2 * GIB),
     "asyncio, exec and wait": contest("aio"),
+    "asyncio, exec and wait, where the scheduler likes": contest("aio", roams=True),
+    "asyncio, ten at once": contest("aio_ten"),
+    "asyncio, ten at once, where the scheduler likes": contest("aio_ten", roams=True),
     "asyncio, stdout=PIPE, communicate": contest("aio_pipe"),
     "a shell's pipeline, communicate": contest("pipeline"),
 }
