@@ -1,7 +1,7 @@
 """An agent's tools: shell commands of its own devising, many at once, by asyncio.
 
 Each sees the system read-only and a /tmp of its own, has no network and no other process, and gets
-two seconds. Its output is read as it comes, up to a limit. Any user may do this.
+five seconds. Its output is read as it comes, up to a limit. Any user may do this.
 Usage: tools.py [COMMAND...]
 """
 
@@ -25,7 +25,7 @@ COMMANDS = [
     "cat < /dev/tcp/192.0.2.1/80",
     "kill -KILL -1; ps 2>/dev/null | wc -l; exit 3",
 ]
-SECONDS = 2
+SECONDS = 5
 MOST_OUTPUT = 1 << 10
 NOBODY = 65534
 

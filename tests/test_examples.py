@@ -191,7 +191,7 @@ def test_tools_run_at_once_and_apart(need: Callable[[str], None]) -> None:
     assert "ended with 0: I am 65534 and process 2" in told
     assert "No such file or directory" in told
     assert "told more than it may, ended with -9: y | y" in told
-    assert "ran for 2 s, ended with -9" in told
+    assert "ran for 5 s, ended with -9" in told
     assert "Network is unreachable" in told
     assert "ended with 0: mine" in told
     assert len(told.splitlines()) == 8
