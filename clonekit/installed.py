@@ -10,7 +10,8 @@ import warnings
 from asyncio import unix_events
 
 from clonekit.linux.block import Block
-from clonekit.popen import STOCK, Popen
+from clonekit.popen import Popen
+from clonekit.stock import STOCK, StockPopen
 from clonekit.streamed import create_subprocess_exec, create_subprocess_shell
 from clonekit.transport import transport_of
 
@@ -24,7 +25,6 @@ METHODS = (
     "_child", "_declared", "_ended", "_internal_poll", "_let_go", "_reap", "_signalling", "_wait",
     "exit", "pidfd", "send_signal",
 )  # fmt: skip
-CLASS = subprocess.Popen
 LOOP = unix_events._UnixSelectorEventLoop  # noqa: SLF001 - asyncio's own seam
 ABSENT = object()
 
@@ -53,8 +53,8 @@ class Installation(Block):
         if self._users > 1:
             return
         for name in METHODS:
-            self._replace(subprocess.Popen, name, vars(Popen)[name])
-        self._replace(subprocess.Popen, "_execute_child", self._execute_child())
+            self._replace(StockPopen, name, vars(Popen)[name])
+        self._replace(StockPopen, "_execute_child", self._execute_child())
         self._replace(LOOP, "_make_subprocess_transport", self._make_subprocess_transport())
         for ours in (create_subprocess_exec, create_subprocess_shell):
             name = ours.__name__
@@ -149,7 +149,7 @@ class Installation(Block):
 
 def is_left(parameters: dict[str, Any]) -> bool:
     """Whether asyncio's own code makes a child: with a `preexec_fn`, or by a Popen of others."""
-    return parameters.get("preexec_fn") is not None or subprocess.Popen is not CLASS
+    return parameters.get("preexec_fn") is not None or subprocess.Popen is not StockPopen
 
 
 _installation = Installation()

@@ -35,6 +35,7 @@ from clonekit.parameters import (
 )
 from clonekit.preexec import refusal
 from clonekit.spec import FIELDS, OTHER_FIELDS, Spec
+from clonekit.stock import PARAMETERS, STOCK, StockPopen
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,13 +65,9 @@ SAID_BY_BOTH = ("cwd", "env", "executable", "umask")
 #: What a Popen has no keyword for, as it would be taken for something else.
 NOT_SAID = ("check", "suspended")
 OF_DECLARATION = frozenset({*FIELDS, *OTHER_FIELDS}) - {*SAID_BY_BOTH, *NOT_SAID}
-CODE = subprocess.Popen.__init__.__code__
-PARAMETERS = frozenset(CODE.co_varnames[: CODE.co_argcount + CODE.co_kwonlyargcount])
-#: The standard library's own, for a child that it has made.
-STOCK = dict(vars(subprocess.Popen))
 
 
-class Popen(subprocess.Popen):  # type: ignore[type-arg]
+class Popen(StockPopen):  # type: ignore[type-arg]
     """`subprocess.Popen` with this library's child: clone3, a pidfd, and no Python in between.
 
     All parameters, attributes and exceptions are those of `subprocess.Popen`, but `preexec_fn`,
@@ -97,7 +94,7 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
         declared: dict[str, Any] = {}
         if not keywords.keys() <= PARAMETERS:
             declared = {name: keywords.pop(name) for name in OF_DECLARATION & keywords.keys()}
-            for name in keywords.keys() - PARAMETERS:
+            for name in keywords.keys() - (PARAMETERS or keywords.keys()):
                 raise unknown_parameter(name, PARAMETERS | OF_DECLARATION)
         if spec is not None:
             if not isinstance(spec, Spec):

@@ -18,7 +18,7 @@ MOST_LINES = 300
 #: The floors, lowest first. A module imports, at its top, only from lower floors or its own.
 FLOORS = (
     ("_machine",),
-    ("errors", "linux"),
+    ("errors", "linux", "stock"),
     ("preexec",),
     ("records", "rules", "addressing", "rtnl"),
     ("assembler",),
