@@ -93,10 +93,10 @@ class Popen(StockPopen):  # type: ignore[type-arg]
         self, args: Any = None, *others: Any, spec: Spec | None = None, **keywords: Any
     ) -> None:
         declared: dict[str, Any] = {}
-        if PARAMETERS is None or not keywords.keys() <= PARAMETERS:
+        if not keywords.keys() <= PARAMETERS:
             declared = {name: keywords.pop(name) for name in OF_DECLARATION & keywords.keys()}
             for name in keywords.keys() - (PARAMETERS or keywords.keys()):
-                raise unknown_parameter(name, OF_DECLARATION.union(PARAMETERS or ()))
+                raise unknown_parameter(name, PARAMETERS | OF_DECLARATION)
         if spec is not None:
             if not isinstance(spec, Spec):
                 msg = f"spec is {spec!r}; give a clonekit.Spec"

@@ -16,14 +16,14 @@ __all__ = ["PARAMETERS", "STOCK", "StockPopen"]
 ANY_KEYWORD = 8  # inspect.CO_VARKEYWORDS
 
 
-def parameters() -> frozenset[str] | None:
-    """What it takes; None where a tracer has wrapped it and does not tell."""
+def parameters() -> frozenset[str]:
+    """What it takes; nothing where a tracer has wrapped it and does not tell."""
     init: Any = StockPopen.__init__
     while hasattr(init, "__wrapped__"):
         init = init.__wrapped__
     code = init.__code__
     if code.co_flags & ANY_KEYWORD:
-        return None
+        return frozenset()
     return frozenset(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
 
 
