@@ -30,7 +30,7 @@ STOCK = "stock"
 #: Each module: which of its tests are about subprocesses, and how many pass at the least.
 SELECTED = {
     "test.test_subprocess": (("",), 280),
-    "test.test_asyncio.test_subprocess": (("",), 80),
+    "test.test_asyncio.test_subprocess": (("",), 60),
     "test.test_asyncio.test_events": (("test_subprocess",), 36),
     "test.test_asyncio.test_unix_events": (("ChildWatcher", "asyncio_subprocess"), 1),
 }
