@@ -6,13 +6,20 @@ import asyncio
 import functools
 import itertools
 import subprocess
+import sys
+import threading
 import warnings
 from asyncio import unix_events
 
 from clonekit.linux.block import Block
 from clonekit.popen import Popen
 from clonekit.stock import STOCK, StockPopen
-from clonekit.streamed import create_subprocess_exec, create_subprocess_shell
+from clonekit.streamed import (
+    create_subprocess_exec,
+    create_subprocess_shell,
+    subprocess_exec,
+    subprocess_shell,
+)
 from clonekit.transport import transport_of
 
 TYPE_CHECKING = False
@@ -44,14 +51,18 @@ class Installation(Block):
         self.stock = 0
         self._counts = itertools.count(1), itertools.count(1)
         self._users = 0
+        self._lock = threading.Lock()
         self._warned = False
         self._replaced: list[tuple[Any, str, Any]] = []
 
     def install(self) -> None:
         """Put it in, if it is not."""
-        self._users += 1
-        if self._users > 1:
-            return
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                self._put_in()
+
+    def _put_in(self) -> None:
         for name in METHODS:
             self._replace(StockPopen, name, vars(Popen)[name])
         self._replace(StockPopen, "_execute_child", self._execute_child())
@@ -61,19 +72,22 @@ class Installation(Block):
             created = self._created(ours, getattr(asyncio, name))
             self._replace(asyncio, name, created)
             self._replace(asyncio.subprocess, name, created)
+        uvloop = sys.modules.get("uvloop")
+        if uvloop is not None:
+            for method in (subprocess_exec, subprocess_shell):
+                stock = getattr(uvloop.Loop, method.__name__)
+                self._replace(uvloop.Loop, method.__name__, self._of_uvloop(method, stock))
 
     def uninstall(self) -> None:
         """Take out what one `install()` has put in; what was spawned goes on."""
-        if self._users > 1:
-            self._users -= 1
-            return
-        self._users = 0
-        while self._replaced:
-            where, name, before = self._replaced.pop()
-            if before is ABSENT:
-                delattr(where, name)
-            else:
-                setattr(where, name, before)
+        with self._lock:
+            self._users = max(self._users - 1, 0)
+            while self._replaced and not self._users:
+                where, name, before = self._replaced.pop()
+                if before is not ABSENT:
+                    setattr(where, name, before)
+                elif not name.startswith("_"):  # who waits for a child just now needs those
+                    delattr(where, name)
 
     def _leave(self) -> None:
         self.uninstall()
@@ -142,6 +156,16 @@ class Installation(Block):
 
         return create
 
+    def _of_uvloop(self, ours: Callable[..., Any], stock: Callable[..., Any]) -> Callable[..., Any]:
+        """`subprocess_exec` and `_shell` of a loop that makes children by itself."""
+
+        @functools.wraps(ours)
+        async def make(*args: Any, **parameters: Any) -> Any:
+            made = ours if self._is_ours(parameters.get("preexec_fn")) else stock
+            return await made(*args, **parameters)
+
+        return make
+
     def __repr__(self) -> str:
         state = "installed" if self._users else "not installed"
         return f"<Installation: {state}, {self.spawned} spawned, {self.stock} left to stock>"
@@ -160,8 +184,8 @@ def install() -> Installation:
 
     Methods of the class `subprocess.Popen` are replaced, so that those who imported it earlier, or
     have made classes of it, have them too; and asyncio's `create_subprocess_exec` and `_shell`, and
-    what its own loop makes subprocesses by. A child with a `preexec_fn` goes to the stock code,
-    with a RuntimeWarning for the first.
+    what its own loop makes subprocesses by, and uvloop's if that was imported earlier. A child with
+    a `preexec_fn` goes to the stock code, with a RuntimeWarning for the first.
 
     The result counts, and takes it out again: `uninstall()`, or the end of its `with` block. Each
     `install()` wants one of these.

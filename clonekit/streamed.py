@@ -4,28 +4,67 @@ from __future__ import annotations
 
 import asyncio
 from asyncio.streams import _DEFAULT_LIMIT as LIMIT  # type: ignore[attr-defined]
-from asyncio.subprocess import Process, SubprocessStreamProtocol
+from asyncio.subprocess import PIPE, Process, SubprocessStreamProtocol
 
-from clonekit.transport import transport_of
+from clonekit.transport import Transport, transport_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 #: What asyncio has fixed, for its streams are of bytes and are not buffered.
 FIXED = {"bufsize": 0, "encoding": None, "errors": None, "text": False, "universal_newlines": False}
 
 
-async def created(args: Any, limit: int, parameters: dict[str, Any], *, shell: bool) -> Process:
-    """What both functions below do."""
+async def connected(
+    loop: asyncio.AbstractEventLoop,
+    protocol_factory: Callable[[], Any],
+    args: Any,
+    parameters: dict[str, Any],
+    *,
+    shell: bool,
+) -> tuple[Transport, Any]:
+    """What all functions below do."""
     for name, only in {**FIXED, "shell": shell}.items():
         if bool(parameters.pop(name, only)) != bool(only):
             msg = f"{name} must be {only}"
             raise ValueError(msg)
-    loop = asyncio.get_running_loop()
-    protocol = SubprocessStreamProtocol(limit=limit, loop=loop)
-    transport = await transport_of(loop, protocol, args, shell=shell, **parameters)
-    return Process(transport, protocol, loop)
+    if shell and not isinstance(args, str | bytes):
+        msg = "cmd must be a string"
+        raise ValueError(msg)
+    protocol = protocol_factory()
+    return await transport_of(loop, protocol, args, shell=shell, **parameters), protocol
+
+
+async def subprocess_exec(
+    loop: asyncio.AbstractEventLoop,
+    protocol_factory: Callable[[], Any],
+    program: Any,
+    *args: Any,
+    stdin: Any = PIPE,
+    stdout: Any = PIPE,
+    stderr: Any = PIPE,
+    **kwds: Any,
+) -> tuple[Transport, Any]:
+    """`loop.subprocess_exec` of any loop."""
+    parameters = {"stdin": stdin, "stdout": stdout, "stderr": stderr, **kwds}
+    return await connected(loop, protocol_factory, (program, *args), parameters, shell=False)
+
+
+async def subprocess_shell(
+    loop: asyncio.AbstractEventLoop,
+    protocol_factory: Callable[[], Any],
+    cmd: str | bytes,
+    *,
+    stdin: Any = PIPE,
+    stdout: Any = PIPE,
+    stderr: Any = PIPE,
+    **kwds: Any,
+) -> tuple[Transport, Any]:
+    """`loop.subprocess_shell` of any loop."""
+    parameters = {"stdin": stdin, "stdout": stdout, "stderr": stderr, **kwds}
+    return await connected(loop, protocol_factory, cmd, parameters, shell=True)  # noqa: S604 - as asked
 
 
 async def create_subprocess_exec(
@@ -42,10 +81,15 @@ async def create_subprocess_exec(
     Parameters, streams and the process are those of asyncio; further keywords are those of
     `clonekit.Popen`. `limit` is the size of a stream's buffer, in bytes.
 
+    If it is cancelled, there is no child. `Process.wait` ends with the child, whoever else has its
+    pipes.
+
     Raises: what `clonekit.Popen` raises.
     """
     streams = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
-    return await created((program, *args), limit, {**streams, **kwds}, shell=False)
+    loop, protocol_factory = streamed(limit)
+    made = await subprocess_exec(loop, protocol_factory, program, *args, **streams, **kwds)
+    return Process(*made, loop)
 
 
 async def create_subprocess_shell(
@@ -57,8 +101,12 @@ async def create_subprocess_shell(
     **kwds: Any,
 ) -> Process:
     """`asyncio.create_subprocess_shell`, likewise: `cmd` is for the shell."""
-    if not isinstance(cmd, str | bytes):
-        msg = "cmd must be a string"
-        raise ValueError(msg)  # noqa: TRY004 - what asyncio raises
     streams = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
-    return await created(cmd, limit, {**streams, **kwds}, shell=True)  # noqa: S604 - as asked
+    loop, protocol_factory = streamed(limit)
+    return Process(*await subprocess_shell(loop, protocol_factory, cmd, **streams, **kwds), loop)
+
+
+def streamed(limit: int) -> tuple[asyncio.AbstractEventLoop, Callable[[], Any]]:
+    """The loop that runs, and what makes a protocol with streams."""
+    loop = asyncio.get_running_loop()
+    return loop, lambda: SubprocessStreamProtocol(limit=limit, loop=loop)

@@ -33,7 +33,8 @@ def all_heard(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
     heard: list[dict[str, Any]] = []
     loop.set_exception_handler(lambda _, context: heard.append(context))
     yield
-    assert heard == []
+    # asyncio before 3.11.4 tells of a stdin that has broken and that nobody waits for.
+    assert [each for each in heard if not isinstance(each.get("exception"), ConnectionError)] == []
 
 
 @contextmanager

@@ -1,0 +1,153 @@
+"""asyncio and uvloop under `install()`: their children are ours, and each is counted once."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from asyncio import create_subprocess_exec as imported_earlier
+from asyncio import unix_events
+from asyncio.subprocess import PIPE
+
+import pytest
+from looping import Run, alone
+
+import clonekit
+from clonekit.transport import Transport
+
+#: install() knows the loops that were imported.
+uvloop = pytest.importorskip("uvloop")
+
+
+def test_functions_and_loops_spawn_by_us(run: Run) -> None:
+    async def work() -> None:
+        loop = asyncio.get_running_loop()
+        functions = asyncio.create_subprocess_exec, asyncio.subprocess.create_subprocess_exec
+        for create in (*functions, imported_earlier):
+            process = await create("cat", stdin=PIPE, stdout=PIPE)
+            assert type(process._transport) is Transport  # type: ignore[attr-defined]
+            assert await process.communicate(b"told") == (b"told", None)
+        process = await asyncio.create_subprocess_shell("exit 3")
+        assert await process.wait() == 3
+        for make, program in ((loop.subprocess_exec, "true"), (loop.subprocess_shell, "exit 0")):
+            transport, protocol = await make(asyncio.SubprocessProtocol, program)
+            assert type(transport) is Transport
+            assert type(protocol) is asyncio.SubprocessProtocol
+            assert await transport._wait() == 0
+            transport.close()
+
+    with clonekit.install() as installation:
+        before = installation.spawned, installation.stock
+        run(work)
+        assert (installation.spawned, installation.stock) == (before[0] + 6, before[1])
+
+
+def test_what_asyncio_says_of_wrong_parameters_is_said(run: Run) -> None:
+    async def work() -> None:
+        loop = asyncio.get_running_loop()
+        for make in (loop.subprocess_exec, loop.subprocess_shell):
+            for wrong in ({"bufsize": 1}, {"universal_newlines": True}):
+                with pytest.raises(ValueError, match="must be"):
+                    await make(asyncio.SubprocessProtocol, "true", **wrong)
+
+    with clonekit.install():
+        run(work)
+
+
+def test_it_is_taken_out_again() -> None:
+    places = (subprocess.Popen, asyncio, asyncio.subprocess, uvloop.Loop)
+    places += (unix_events._UnixSelectorEventLoop,)  # type: ignore[attr-defined]
+
+    def public() -> list[dict[str, object]]:
+        return [{n: v for n, v in vars(of).items() if not n.startswith("_")} for of in places]
+
+    def seams() -> list[object]:
+        names = ("_execute_child", "_internal_poll", "_wait")
+        loop = vars(places[-1])["_make_subprocess_transport"]
+        return [vars(subprocess.Popen)[name] for name in names] + [loop]
+
+    before = public(), seams()
+    installation = clonekit.install()
+    assert clonekit.install() is installation
+    installation.uninstall()
+    assert (public(), seams()) != before
+    installation.uninstall()
+    assert (public(), seams()) == before
+    installation.uninstall()
+    with clonekit.install():
+        assert (public(), seams()) != before
+    assert (public(), seams()) == before
+
+
+PREEXEC = """
+import asyncio, sys, warnings
+import clonekit, uvloop
+from clonekit.transport import Transport
+warnings.simplefilter("always")
+async def main():
+    loop = asyncio.get_running_loop()
+    for keywords in ({}, {"preexec_fn": lambda: None}):
+        process = await asyncio.create_subprocess_exec("true", **keywords)
+        assert await process.wait() == 0
+        assert (type(process._transport) is Transport) is not bool(keywords)
+        transport, _ = await loop.subprocess_shell(asyncio.SubprocessProtocol, "true", **keywords)
+        await transport._wait()
+        transport.close()
+        assert (type(transport) is Transport) is not bool(keywords)
+with clonekit.install() as installation:
+    asyncio.run(main()) if sys.argv[1] == "asyncio" else uvloop.run(main())
+print(installation)
+"""
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_preexec_fn_goes_to_the_stock_code_with_one_warning(loop: str) -> None:
+    result = alone(PREEXEC, loop)
+    assert result.stdout == "<Installation: not installed, 2 spawned, 2 left to stock>\n"
+    assert result.stderr.count("RuntimeWarning: preexec_fn") == 1
+
+
+MEANWHILE = """
+import asyncio, random, subprocess, sys, threading
+import clonekit, uvloop
+from clonekit.transport import Transport
+ends, wrong, kinds = [], [], set()
+def wait():
+    while not ends:
+        status = random.randrange(256)
+        process = subprocess.Popen(["sh", "-c", f"sleep 0.00{random.randrange(3)}; exit {status}"])
+        kinds.add(("Popen", process.__dict__.get("_child") is None))
+        call = random.choice((process.wait, lambda: process.wait(60), process.communicate))
+        call()
+        if process.returncode != status:
+            wrong.append((process, status))
+async def one():
+    status = random.randrange(256)
+    command = f"sleep 0.00{random.randrange(3)}; exit {status}"
+    process = await asyncio.create_subprocess_shell(command)
+    kinds.add(("asyncio", type(process._transport) is Transport))
+    if await process.wait() != status:
+        wrong.append((process, status))
+async def main():
+    while not ends:
+        await asyncio.gather(*(one() for _ in range(5)))
+threads = [threading.Thread(target=wait) for _ in range(2)]
+threads.append(threading.Thread(target=lambda: asyncio.run(main())))
+threads.append(threading.Thread(target=lambda: uvloop.run(main())))
+heard = []
+threading.excepthook = heard.append
+for thread in threads:
+    thread.start()
+for _ in range(400):
+    with clonekit.install():
+        threading.Event().wait(0.002)
+    threading.Event().wait(0.002)
+ends.append(True)
+for thread in threads:
+    thread.join()
+print(heard, wrong, len(kinds))
+"""
+
+
+def test_installing_meanwhile_disturbs_no_child_of_either_kind() -> None:
+    result = alone(MEANWHILE)
+    assert (result.stderr, result.stdout) == ("", "[] [] 4\n")
