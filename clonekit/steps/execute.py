@@ -110,8 +110,11 @@ def candidates(program: Text, env: Mapping[Text, Text] | None) -> list[bytes]:
 def directories(env: Mapping[Text, Text] | None) -> list[bytes]:
     """Those of the PATH that the program will have, or of the system's default."""
     ours: Mapping[Any, Any] = os.environ if env is None else env
-    found = ours.get("PATH") if env is None else ours.get("PATH", ours.get(b"PATH"))
-    return os.fsencode(os.defpath if found is None else found).split(b":")
+    try:
+        found = ours["PATH"]
+    except (KeyError, TypeError, BytesWarning):  # names are bytes, perhaps: os.environb wants such
+        found = next((ours[name] for name in ours if encode(name) == b"PATH"), os.defpath)
+    return os.fsencode(found).split(b":")
 
 
 def paths_of(
