@@ -62,17 +62,21 @@ async def use(command: str) -> str:
     )  # fmt: skip
     assert child.stdout  # noqa: S101 - it was asked for
     told = b""
+    ends = "ended with"
     try:
         async with asyncio.timeout(SECONDS):
-            while (part := await child.stdout.read(MOST_OUTPUT)) and len(told) < MOST_OUTPUT:
+            while part := await child.stdout.read(MOST_OUTPUT):
                 told += part
-            ends = "ended with" if not part else "told more than it may, ended with"
-            if part:
-                child.kill()
-            ends = f"{ends} {await child.wait()}"
+                if len(told) > MOST_OUTPUT:
+                    ends = "told more than it may, ended with"
+                    child.kill()
+                    break
+            await child.communicate()  # what is left in the pipe, and the end
     except TimeoutError:
+        ends = f"ran for {SECONDS} s, ended with"
         child.kill()
-        ends = f"ran for {SECONDS} s, ended with {await child.wait()}"
+        await child.communicate()
+    ends = f"{ends} {child.returncode}"
     text = told.decode(errors="replace").strip().replace("\n", " | ")
     return f"{command[:45]:45}  {ends}: {text[:60]}"
 
