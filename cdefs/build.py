@@ -34,8 +34,10 @@ INCLUDES = """
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <linux/capability.h>
 #include <linux/close_range.h>
+#include <linux/const.h>
 #include <linux/futex.h>
 #include <linux/filter.h>
 #include <linux/if.h>

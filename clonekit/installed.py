@@ -36,6 +36,16 @@ LOOP = unix_events._UnixSelectorEventLoop  # noqa: SLF001 - asyncio's own seam
 ABSENT = object()
 
 
+class Shown:
+    """An attribute of ours, where a program that knows nothing of us sets none of that name."""
+
+    def __init__(self, attribute: property) -> None:
+        self._get: Any = attribute.fget
+
+    def __get__(self, popen: object, kind: type | None = None) -> Any:
+        return self if popen is None else self._get(popen)
+
+
 class Installation(Block):
     """What `clonekit.install()` has put under `subprocess` and `asyncio`.
 
@@ -64,7 +74,8 @@ class Installation(Block):
 
     def _put_in(self) -> None:
         for name in METHODS:
-            self._replace(StockPopen, name, vars(Popen)[name])
+            value = vars(Popen)[name]
+            self._replace(StockPopen, name, Shown(value) if type(value) is property else value)
         self._replace(StockPopen, "_execute_child", self._execute_child())
         self._replace(LOOP, "_make_subprocess_transport", self._make_subprocess_transport())
         for ours in (create_subprocess_exec, create_subprocess_shell):
