@@ -290,10 +290,10 @@ class Arranged:
             raise DeclarationError(msg)
         aside = {fd: Slot() for fd in crossing}
         least = max(moves, default=-1) + 1
-        self.lists[self.vector][0:0] = [
-            Call("fcntl", fd, lib.F_DUPFD_CLOEXEC, least, to=slot) for fd, slot in aside.items()
+        self.lists[self.vector] = [
+            *(Call("fcntl", fd, lib.F_DUPFD_CLOEXEC, least, to=slot) for fd, slot in aside.items()),
+            *PLACE.function({**moves, ...: INHERIT}),
         ]
-        self.lists[self.vector] += PLACE.function({**moves, ...: INHERIT})
         self._use_moved({fd: Fd(slot) for fd, slot in aside.items()})
 
     def _numbered(self, fd: Fd) -> Fd:

@@ -190,7 +190,10 @@ def refuse_others(steps: Sequence[object]) -> None:
         raise DeclarationError(msg)
 
 
-def open_stdio() -> dict[int, int]:
-    """Those of the descriptors 0, 1 and 2 that are open here and not close-on-exec."""
-    open_bits = lib.ck_open_stdio()
-    return {fd: fd for fd in range(3) if open_bits >> fd & 1}
+def open_stdio(open_bits: int | None = None) -> dict[int, int]:
+    """Those of the descriptors 0, 1 and 2 that are open here and not close-on-exec.
+
+    `open_bits` is what `ck_open_stdio` has said, where that was asked already.
+    """
+    bits = lib.ck_open_stdio() if open_bits is None else open_bits
+    return {fd: fd for fd in range(3) if bits >> fd & 1}

@@ -77,12 +77,13 @@ class Installation(Block):
             value = vars(Popen)[name]
             self._replace(StockPopen, name, Shown(value) if type(value) is property else value)
         self._replace(StockPopen, "_execute_child", self._execute_child())
-        self._replace(LOOP, "_make_subprocess_transport", self._make_subprocess_transport())
+        name = _make_subprocess_transport.__name__
+        self._replace(LOOP, name, self._either(_make_subprocess_transport, vars(LOOP)[name]))
         for ours in (create_subprocess_exec, create_subprocess_shell):
             name = ours.__name__
-            created = self._created(ours, getattr(asyncio, name))
-            self._replace(asyncio, name, created)
-            self._replace(asyncio.subprocess, name, created)
+            create = self._either(ours, getattr(asyncio, name))
+            self._replace(asyncio, name, create)
+            self._replace(asyncio.subprocess, name, create)
         uvloop = sys.modules.get("uvloop")
         if uvloop is not None:
             for method in (subprocess_exec, subprocess_shell):
@@ -135,37 +136,17 @@ class Installation(Block):
 
         return _execute_child
 
-    def _make_subprocess_transport(self) -> Callable[..., Any]:
-        """The seam of asyncio's own loop."""
-        stock = vars(LOOP)["_make_subprocess_transport"]
-
-        async def _make_subprocess_transport(  # noqa: PLR0917 - asyncio's own seam
-            loop: Any, protocol: Any, args: Any, shell: Any, stdin: Any, stdout: Any, stderr: Any,
-            bufsize: Any, extra: Any = None, **parameters: Any,
-        ) -> Any:  # fmt: skip
-            if is_left(parameters):
-                return await stock(
-                    loop, protocol, args, shell, stdin, stdout, stderr, bufsize, extra, **parameters
-                )
-            self._is_ours(None)
-            return await transport_of(
-                loop, protocol, args, shell=shell, stdin=stdin, stdout=stdout, stderr=stderr,
-                extra=extra, **parameters,
-            )  # fmt: skip
-
-        return _make_subprocess_transport
-
-    def _created(self, ours: Callable[..., Any], stock: Callable[..., Any]) -> Callable[..., Any]:
-        """`asyncio.create_subprocess_exec` and `_shell`, under any loop."""
+    def _either(self, ours: Callable[..., Any], stock: Callable[..., Any]) -> Callable[..., Any]:
+        """What makes a child for asyncio by us, unless that is left to its own code."""
 
         @functools.wraps(ours)
-        async def create(*args: Any, **parameters: Any) -> Any:
+        async def make(*args: Any, **parameters: Any) -> Any:
             if is_left(parameters):
                 return await stock(*args, **parameters)
             self._is_ours(None)
             return await ours(*args, **parameters)
 
-        return create
+        return make
 
     def _of_uvloop(self, ours: Callable[..., Any], stock: Callable[..., Any]) -> Callable[..., Any]:
         """`subprocess_exec` and `_shell` of a loop that makes children by itself."""
@@ -180,6 +161,25 @@ class Installation(Block):
     def __repr__(self) -> str:
         state = "installed" if self._users else "not installed"
         return f"<Installation: {state}, {self.spawned} spawned, {self.stock} left to stock>"
+
+
+async def _make_subprocess_transport(  # noqa: PLR0917 - the seam of asyncio's own loop
+    loop: Any,
+    protocol: Any,
+    args: Any,
+    shell: Any,
+    stdin: Any,
+    stdout: Any,
+    stderr: Any,
+    bufsize: Any,  # noqa: ARG001 - asyncio's is always 0
+    extra: Any = None,
+    **parameters: Any,
+) -> Any:
+    """What a loop of asyncio's makes a child by."""
+    return await transport_of(
+        loop, protocol, args, shell=shell, stdin=stdin, stdout=stdout, stderr=stderr, extra=extra,
+        **parameters,
+    )  # fmt: skip
 
 
 def is_left(parameters: dict[str, Any]) -> bool:

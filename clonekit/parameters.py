@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 
+from clonekit.completion import open_stdio
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import lib
 from clonekit.records import Slot
-from clonekit.spec import SAID_ELSEWHERE, Spec
+from clonekit.spec import SAID_ELSEWHERE, Spec, meant
 from clonekit.steps.credentials import KEEP
 from clonekit.steps.descriptors import INHERIT, inherits, targets_of
-from clonekit.steps.execute import directories
+from clonekit.steps.execute import in_path
 from clonekit.steps.place import MOST_UMASK
 from clonekit.steps.signals import PYTHON_IGNORES
 from clonekit.untraceable import refuse_debug_dumps
@@ -43,7 +44,6 @@ FIELD_OF = {
 #: What was compiled last, by all that it depends on.
 _shapes: dict[tuple[object, ...], Prepared] = {}
 
-
 #: What is said otherwise by a Popen than by a declaration alone, or by `run`.
 SAID_OTHERWISE = {
     "capture_output": "stdout=PIPE, stderr=PIPE; run() has it",
@@ -56,16 +56,9 @@ SAID_OTHERWISE = {
 
 def unknown_parameter(name: str, known: Iterable[str]) -> TypeError:
     """What was meant, perhaps."""
-    import difflib
-
-    told = SAID_OTHERWISE.get(name) or SAID_ELSEWHERE.get(name)
-    near = difflib.get_close_matches(name, known, 3)
-    if told is not None:
-        told = f"write {told}"
-    elif near:
-        told = f"did you mean {' or '.join(near)}?"
-    else:
-        told = "it takes those of subprocess.Popen, and the fields of a declaration (help(Spec))"
+    told = meant(name, {**SAID_ELSEWHERE, **SAID_OTHERWISE}, known) or (
+        "it takes those of subprocess.Popen, and the fields of a declaration (help(Spec))"
+    )
     return TypeError(f"there is no parameter {name!r}; {told}")
 
 
@@ -97,7 +90,7 @@ def vector(streams: tuple[Any, ...], declared: Any) -> Any:
         targets_of({} if declared == INHERIT else declared)  # says what is wrong
         fds = {...: INHERIT} if declared == INHERIT else dict(declared)
     elif closes:
-        fds = {fd: fd for fd in range(3) if open_bits >> fd & 1}
+        fds = {**open_stdio(open_bits)}
     if not closes and not inherits(fds):
         fds[...] = INHERIT
     fds |= {to: SLOTS[n] for to, n in enumerate(which) if n >= 0}
@@ -125,9 +118,7 @@ def command(args: Any, executable: Any, shell: Any) -> tuple[list[Any], Any]:
 def searched(program: Any, env: Any) -> Any:
     """A program that is not argv[0]: a path, or where PATH says that it may be."""
     name = os.fsencode(program)
-    if b"/" in name:
-        return program
-    return tuple([b"%b/%b" % (directory or b".", name) for directory in directories(env)])
+    return program if b"/" in name else tuple(in_path(name, env))
 
 
 def asked(  # noqa: PLR0917 - the standard library's own order
@@ -204,14 +195,14 @@ def fields_of(
         fields["sigdefault"] = (*fields.get("sigdefault", PYTHON_IGNORES), *more)
     refuse_twice(fields, declared)
     fields = {**declared, **fields, "fds": vector(streams, declared.get("fds"))}
-    if env is not None and "env" in declared:
-        msg = "env is in spec, too; give one of them"
-        raise DeclarationError(msg)
     if keeps:
         fields.setdefault("groups", KEEP)
     if path is not None:
         fields["executable"] = path
     if env is not None:
+        if "env" in declared:
+            msg = "env is in spec, too; give one of them"
+            raise DeclarationError(msg)
         fields["env"] = env
     return fields
 

@@ -17,7 +17,7 @@ from clonekit.steps.step import KINDS, Step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import Any, Literal, overload
 
     from clonekit.process import Process
@@ -229,15 +229,19 @@ def denies_groups(fields: Mapping[str, Any]) -> bool:
 
 def unknown_field(name: str) -> DeclarationError:
     """What was meant, perhaps."""
+    known = [*FIELDS, *OTHER_FIELDS]
+    told = meant(name, SAID_ELSEWHERE, known) or f"known are {', '.join(sorted(known))}"
+    return DeclarationError(f"a declaration has no field {name!r}; {told}")
+
+
+def meant(name: str, said: Mapping[str, str], known: Iterable[str]) -> str:
+    """What to write instead of a name that is not known, if that can be guessed."""
     import difflib
 
-    if name in SAID_ELSEWHERE:
-        told = f"write {SAID_ELSEWHERE[name]}"
-        return DeclarationError(f"a declaration has no field {name!r}; {told}")
-    known = [*FIELDS, *OTHER_FIELDS]
+    if name in said:
+        return f"write {said[name]}"
     near = difflib.get_close_matches(name, known, 3)
-    told = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(sorted(known))}"
-    return DeclarationError(f"a declaration has no field {name!r}; {told}")
+    return f"did you mean {' or '.join(near)}?" if near else ""
 
 
 @overload

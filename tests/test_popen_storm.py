@@ -8,12 +8,10 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from test_storm import open_files
+from test_storm import beside, open_files
 
 import clonekit
 
@@ -54,30 +52,6 @@ def logs(stop: threading.Event, path: Path) -> None:
         handler.close()
 
 
-@contextmanager
-def storm(path: Path) -> Iterator[None]:
-    """Two threads of each kind, until the block ends."""
-    stop = threading.Event()
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(interval / 50)  # else whoever spawns waits most of the time for the rest
-    threads = [
-        threading.Thread(target=work, args=(stop, *args))
-        for work, *args in (
-            (allocates,), (allocates,), (imports, "colorsys"), (imports, "quopri"), (logs, path),
-            (logs, path),
-        )
-    ]  # fmt: skip
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-        sys.setswitchinterval(interval)
-
-
 @pytest.mark.usefixtures("no_hang")
 def test_twenty_thousand_children_neither_hang_nor_leak(tmp_path: Path) -> None:
     user = NOBODY if os.geteuid() == 0 else os.geteuid()
@@ -104,7 +78,11 @@ def test_twenty_thousand_children_neither_hang_nor_leak(tmp_path: Path) -> None:
 
     gc.collect()
     descriptors = open_files()
-    with storm(tmp_path / "log"):
+    log = tmp_path / "log"
+    with beside(
+        (allocates,), (allocates,), (imports, "colorsys"), (imports, "quopri"), (logs, log),
+        (logs, log),
+    ):  # fmt: skip
         threads = [threading.Thread(target=spawn, args=(n,)) for n in range(SPAWNERS)]
         for thread in threads:
             thread.start()

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from step_cases import refusing
@@ -64,19 +65,12 @@ def signals_thread(stop: threading.Event) -> None:
 
 
 @contextmanager
-def storm() -> Iterator[None]:
-    """Threads that do all of this until the block ends."""
+def beside(*works: tuple[Any, ...]) -> Iterator[None]:
+    """A thread for each function and its arguments, after an event, until the block ends."""
     stop = threading.Event()
     interval = sys.getswitchinterval()
     sys.setswitchinterval(interval / 50)  # else whoever spawns waits most of the time for the rest
-    before = {
-        number: signal.signal(number, lambda *_: None)
-        for number in (signal.SIGUSR1, signal.SIGUSR2)
-    }
-    threads = [
-        threading.Thread(target=work, args=(stop,))
-        for work in (opens_and_closes, allocates, signals_thread)
-    ]
+    threads = [threading.Thread(target=work, args=(stop, *args)) for work, *args in works]
     for thread in threads:
         thread.start()
     try:
@@ -86,6 +80,19 @@ def storm() -> Iterator[None]:
         for thread in threads:
             thread.join()
         sys.setswitchinterval(interval)
+
+
+@contextmanager
+def storm() -> Iterator[None]:
+    """Threads that do all of this until the block ends."""
+    before = {
+        number: signal.signal(number, lambda *_: None)
+        for number in (signal.SIGUSR1, signal.SIGUSR2)
+    }
+    try:
+        with beside((opens_and_closes,), (allocates,), (signals_thread,)):
+            yield
+    finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -104,17 +104,17 @@ def candidates(program: Text, env: Mapping[Text, Text] | None) -> list[bytes]:
     if not name:
         msg = "the program's name is empty"
         raise DeclarationError(msg)
-    return [b"%b/%b" % (directory or b".", name) for directory in directories(env)]
+    return in_path(name, env)
 
 
-def directories(env: Mapping[Text, Text] | None) -> list[bytes]:
-    """Those of the PATH that the program will have, or of the system's default."""
+def in_path(name: bytes, env: Mapping[Text, Text] | None) -> list[bytes]:
+    """Where the PATH that the program will have, or the system's default, says that it may be."""
     ours: Mapping[Any, Any] = os.environ if env is None else env
     try:
         found = ours["PATH"]
     except (KeyError, TypeError, BytesWarning):  # names are bytes, perhaps: os.environb wants such
         found = next((ours[name] for name in ours if encode(name) == b"PATH"), os.defpath)
-    return os.fsencode(found).split(b":")
+    return [b"%b/%b" % (directory or b".", name) for directory in os.fsencode(found).split(b":")]
 
 
 def paths_of(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from contests import ENOUGH, GIB, Contest, Scene, parameters, samples_of
+from contests import GIB, Contest, Scene, parameters, samples_of, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -69,6 +69,4 @@ def test_popen(
     play: Callable[[str, Sequence[float]], None],
 ) -> None:
     """The target does nothing; the pipeline does little."""
-    if (group, name) not in samples:
-        pytest.skip(f"less than {ENOUGH // GIB} GiB are available for heaps of 2 GiB")
-    play(group, samples[group, name])
+    shown(samples, group, name, play)

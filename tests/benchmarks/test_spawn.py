@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from contests import ENOUGH, GIB, Contest, Scene, parameters, samples_of
+from contests import GIB, Contest, Scene, parameters, samples_of, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -59,6 +59,4 @@ def test_spawn_and_wait(
     play: Callable[[str, Sequence[float]], None],
 ) -> None:
     """From the call until the child's end was seen; the target does nothing."""
-    if (group, name) not in samples:
-        pytest.skip(f"less than {ENOUGH // GIB} GiB are available for heaps of 2 GiB")
-    play(group, samples[group, name])
+    shown(samples, group, name, play)
