@@ -230,8 +230,8 @@ class Transport(asyncio.SubprocessTransport):
         return self._pipes[fd].transport if fd in self._pipes else None
 
     def send_signal(self, signal: int) -> None:
-        """Send the child a signal, by its pidfd."""
-        if self._proc is None:
+        """Send the child a signal, by its pidfd. One that was seen to end has no pidfd."""
+        if self._proc is None or self._returncode is not None:
             raise ProcessLookupError
         self._proc.send_signal(signal)
 

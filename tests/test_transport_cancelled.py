@@ -184,9 +184,11 @@ def test_a_wait_that_is_given_up_leaves_the_child(run: Run) -> None:
 
 
 def test_communicate_that_is_given_up_leaves_the_child(run: Run) -> None:
+    script = "echo out; exec sleep 1000"  # a child of its own could hold the pipes after its end
+
     async def work() -> None:
         for _ in range(20):
-            process = await aio.create_subprocess_exec("sh", "-c", "cat; exec sleep 1000", **PIPES)
+            process = await aio.create_subprocess_exec("sh", "-c", script, **PIPES)
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(process.communicate(b"told" * 100_000), 0.01)
             assert process.returncode is None
