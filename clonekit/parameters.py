@@ -133,23 +133,23 @@ def asked(  # noqa: PLR0917 - the standard library's own order
 ) -> tuple[Any, ...]:
     """The values of the fields in `FIELD_OF`; None for what the program has as we have it."""
     return (
-        cwd if cwd is None or type(cwd) is str else os.fspath(cwd),
+        cwd if cwd is None or type(cwd) is str else os.fsdecode(cwd),
         None if umask < 0 else fitting(umask, "umask", MOST_INT) & MOST_UMASK,
         None if restore_signals else (),
         gid if gid is None else fitting(gid, "group"),
         None if gids is None else tuple(gids),
         uid if uid is None else fitting(uid, "user"),
         True if start_new_session else None,
-        process_group if process_group >= 0 else None,
+        None if process_group < 0 else fitting(process_group, "process_group", MOST_INT),
     )
 
 
 def fitting(number: int, what: str, most: int = MOST_ID) -> int:
-    """A number that the kernel can be told."""
+    """A number that the kernel can be told, of which True is one."""
     if number > most:
         msg = f"{what} {number} is too large; give at most {most}"
         raise OverflowError(msg)
-    return number
+    return int(number)
 
 
 def compiled(  # noqa: PLR0917 - all that a program is made of

@@ -171,6 +171,7 @@ class Popen(StockPopen):  # type: ignore[type-arg]
             passed = [fd for fd in pass_fds if fd >= 0]
             refuse_likewise(argv, env, cwd, [*slots.values(), *passed])
             raise
+        process.of_others = False  # a fork of ours is told 0 at once, as by subprocess
         self._child = process
         self.pid = process.pid
         self._child_created = True

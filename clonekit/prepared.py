@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from clonekit.program import Program
-from clonekit.steps.execute import environment
+from clonekit.steps.execute import environment, environment_is_ours, paths_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from clonekit.steps.execute import Text
 
 MOST_PROGRAMS = 16
+#: Characters of argv beyond which compiling it again costs little beside the rest of the spawn.
+MOST_TEXT = 4096
 
 
 class Prepared:
@@ -32,12 +34,18 @@ class Prepared:
 
         Raises: DeclarationError for these.
         """
-        if env is not None or type(argv) is not list:
+        if env is not None or type(argv) is not list or not environment_is_ours():
             return Program.after(self.setup, argv, executable, env)
-        try:  # what has been made had no NUL, so nothing else is as many words and the same text
-            words = len(argv), "\0".join(argv), executable, environment(None)
+        try:
+            text = "\0".join(argv)
         except TypeError:  # bytes, or paths
+            text = None
+        if text is None or len(text) > MOST_TEXT:
             return Program.after(self.setup, argv, executable, env)
+        if executable is not None:  # an object may mean another path later
+            executable = tuple(paths_of(argv[0], executable, env))
+        # What has been made had no NUL, so nothing else is as many words and the same text.
+        words = len(argv), text, executable, environment(None)
         same = self._programs.get(words)
         if same is None:
             same = Program.after(self.setup, argv, executable, env)

@@ -107,9 +107,11 @@ class Process(Block):
     Attributes:
         pid: its number here; meaningful until it is reaped.
         argv: what it was started with, or an empty tuple for one that was not started here.
+        of_others: whether the end of a process that is no child of ours is waited for, too. A
+            spawned one is none in a fork of ours.
     """
 
-    __slots__ = ("__weakref__", "_exit", "_pidfd", "_waiting", "argv", "pid")
+    __slots__ = ("__weakref__", "_exit", "_pidfd", "_waiting", "argv", "of_others", "pid")
 
     def __init__(self, token: object, pid: int, pidfd: int, argv: Sequence[Any] = ()) -> None:
         if token is not _MAKING:
@@ -118,6 +120,7 @@ class Process(Block):
         self.pid = pid
         self._pidfd = pidfd
         self.argv = tuple(argv)
+        self.of_others = True
         self._exit: Exit | None = None
         self._waiting: list[None] = []  # one for each thread in waitid
 
@@ -225,10 +228,12 @@ class Process(Block):
 
     def _kept_status(self, options: int) -> None:
         """The status of a process that somebody else reaped, where the kernel keeps it."""
-        code = exit_code(self.fileno(), wait=not options & os.WNOHANG)
+        waits = not options & os.WNOHANG
+        is_child = self._is_child()  # whom another thread is just reaping
+        code = exit_code(self.fileno(), wait=waits and (is_child or self.of_others))
+        if code is None and not waits and (is_child or (self.of_others and not self._ready(0))):
+            return
         if code is None:
-            if options & os.WNOHANG and not self._ready(0):
-                return
             msg = (
                 f"{self!r} cannot be waited for: it is not our child, or it was reaped elsewhere "
                 "(os.wait, SIGCHLD ignored); its status is lost"
@@ -238,6 +243,13 @@ class Process(Block):
             self._exit = Exit(CLD_EXITED, os.WEXITSTATUS(code))
         else:
             self._exit = Exit(CLD_DUMPED if os.WCOREDUMP(code) else CLD_KILLED, os.WTERMSIG(code))
+
+    def _is_child(self) -> bool:
+        """Whether it is a child of ours that nobody has reaped; the kernel may not say."""
+        try:
+            return self.info().get("ppid") == os.getpid()
+        except OSError:
+            return False
 
     def send_signal(self, number: int) -> None:
         """Send a signal to this process and never to another: pidfd_send_signal.

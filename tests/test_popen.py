@@ -11,6 +11,8 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -83,6 +85,95 @@ def test_a_declared_vector_is_whole_and_streams_lie_over_it(tmp_path: Path) -> N
     with (tmp_path / "file").open("w") as file:
         told = output("sh", "-c", see, fds={0: 0, 3: file})
     assert told.split() == [str(tmp_path / "file"), "0", "1", "2", "3"]  # 2: of ls
+
+
+@pytest.mark.parametrize("number", [63, 64, 70])
+def test_a_descriptor_at_the_limit_or_beyond_is_passed_beside_streams(number: int) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    reader, writer = os.pipe()
+    os.dup2(writer, number)
+    os.close(writer)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, limits[1]))
+    try:
+        script = f"echo passed > /proc/self/fd/{number}; cat"
+        parameters = {"pass_fds": [number], "input": b"in", "stdout": PIPE}
+        assert clonekit.run(["sh", "-c", script], **parameters).stdout == b"in"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        os.close(number)
+    with open(reader, "rb") as file:
+        assert file.read() == b"passed\n"
+
+
+class Moving(os.PathLike[str]):
+    """A path that is an object, and may come to mean another."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+
+@pytest.fixture
+def tools(tmp_path: Path) -> list[Path]:
+    """Two directories with a program of the same name, which says in which it is."""
+    paths = [tmp_path / name / "tool" for name in ("first", "second")]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_text(f"#!/bin/sh\necho {path.parent.name}\n")
+        path.chmod(0o755)
+    return paths
+
+
+def test_the_program_is_what_a_path_means_now(tools: list[Path]) -> None:
+    path = Moving(tools[0])
+    spec = Spec(["tool"], executable=(path, "/nowhere"))
+    for tool in tools:
+        path.path = tool
+        assert output("tool", executable=path) == tool.parent.name
+        assert clonekit.check_output(None, spec=spec, text=True).strip() == tool.parent.name
+        path.path = tool.parent
+        assert output("pwd", cwd=path) == str(tool.parent)
+
+
+def test_the_program_is_where_a_mapping_in_place_of_environ_says(
+    tools: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in tools:
+        monkeypatch.setattr(os, "environ", {**os.environ, "PATH": str(path.parent)})
+        assert output("tool") == path.parent.name
+
+
+def test_large_arguments_are_not_remembered() -> None:
+    script = """if True:
+        import clonekit
+
+        def most():
+            with open("/proc/self/status") as file:
+                return next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
+
+        words = ["x" * 100_000] * 14
+        before = most()
+        for number in range(60):
+            clonekit.run(["true", *words, str(number)])
+        print(most() - before)
+    """
+    assert int(output(sys.executable, "-c", script)) < 32 * 1024  # KiB
+
+
+@pytest.mark.parametrize("number", [1 << 31, 1 << 40])
+def test_a_process_group_that_the_kernel_cannot_be_told_is_refused(number: int) -> None:
+    with pytest.raises(OverflowError, match="process_group"):
+        Popen(["true"], process_group=number)
+
+
+def test_true_is_the_number_one() -> None:
+    with pytest.raises(PermissionError):  # group 1 is of another session
+        Popen(["true"], process_group=True)
+    assert output("sh", "-c", "umask", umask=True) == "0001"
 
 
 def test_further_signals_are_reset_beside_what_python_ignores() -> None:
@@ -234,18 +325,54 @@ def keeps_status_alone() -> bool:
         return False
 
 
-def test_a_fork_of_ours_may_look_at_the_child_too() -> None:
-    process = Popen(["sh", "-c", "read line; exit 7"], stdin=PIPE)
+LOOKS: dict[str, Callable[[Popen], object]] = {
+    "poll": Popen.poll,
+    "wait": Popen.wait,
+    "wait with a time-out": lambda process: process.wait(5),
+    "kill": Popen.kill,
+    "with": lambda process: process.__exit__(None, None, None),
+}
+
+
+@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
+@pytest.mark.parametrize("ended", [False, True])
+def test_in_a_fork_of_ours_it_has_ended_well_at_once_and_is_left_alone(
+    *, look: Callable[[Popen], object], ended: bool
+) -> None:
+    script = "exit 7" if ended else "read line; exit 7"
+    process = Popen(["sh", "-c", script], stdin=PIPE, stdout=PIPE)
+    if ended:
+        os.waitid(os.P_PIDFD, process.pidfd, os.WEXITED | os.WNOWAIT)
     pid = os.fork()
     if pid == 0:
+        status = 2
         try:
-            running = process.poll() is None or process.returncode == 0
-            os._exit(0 if running else 1)
+            signal.alarm(60)
+            look(process)
+            status = process.returncode
         finally:
-            os._exit(2)
+            os._exit(9 if status is None else status)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    process.communicate(b"\n")
+    process.communicate(b"\n" if not ended else None)
     assert process.returncode == 7
+
+
+def test_a_status_that_is_being_stolen_is_told_where_the_kernel_keeps_it() -> None:
+    """A child that another thread is reaping is no longer waited for, and not yet accounted for."""
+    wanted = {7} if keeps_status() else {0, 7}
+
+    def thief() -> None:
+        with suppress(ChildProcessError):
+            os.waitpid(process.pid, 0)
+
+    for _ in range(2000):
+        process = Popen(["sh", "-c", "exit 7"])
+        thread = threading.Thread(target=thief)
+        thread.start()
+        while process.poll() is None:
+            pass
+        thread.join()
+        assert process.returncode in wanted
 
 
 def test_a_signal_never_reaches_another_child_while_others_reap() -> None:

@@ -86,7 +86,10 @@ def pidfd_info(pidfd: int) -> dict[str, int]:
         wanted |= bit
     info = bytearray(_INFO.pack(wanted, *(0,) * 13))
     try:
-        call("ioctl", pidfd, _PIDFD_GET_INFO, address(info))
+        try:
+            call("ioctl", pidfd, _PIDFD_GET_INFO, address(info))
+        except ProcessLookupError:  # of one that is being reaped just now, too
+            call("ioctl", pidfd, _PIDFD_GET_INFO, address(info))
     except OSError as error:
         number = error.errno or 0
         hint = " (it takes a pidfd and Linux 6.13)" if number in _NO_IOCTL else ""

@@ -66,12 +66,12 @@ def place_descriptors(
         return
     moves = targets_of(fds)
     if inherits(fds):
-        yield from parallel_move(moves, (), max(moves, default=-1) + 1)
+        yield from parallel_move(moves, ())
         return
     base = max(base, max(moves, default=-1) + 1)
     private = {base + n: fd for n, fd in enumerate(later)}
     top = base + len(private)
-    calls = parallel_move({**moves, **private}, frozenset(private), top)
+    calls = parallel_move({**moves, **private}, frozenset(private))
     yield from calls
     used = sorted([*moves, *private])
     gaps = [(low + 1, high - 1) for low, high in zip([-1, *used], used, strict=False)]
@@ -106,29 +106,36 @@ def targets_of(fds: object) -> dict[int, Fd]:
     return moves
 
 
-def parallel_move(moves: Mapping[int, Fd], private: Container[int], top: int) -> list[Call]:
+def parallel_move(moves: Mapping[int, Fd], private: Container[int]) -> list[Call]:
     """All the moves as if at once, with the fewest calls for numbers that are known.
 
     A descriptor in a slot can have any number, a target's too: it is lifted above them first. In
     a cycle one descriptor needs a second place: a copy that was made anyway, or a lifted one.
+
+    What is in its place already comes first: if it is open, nothing is lifted to its number, so
+    that this may be the highest that RLIMIT_NOFILE allows; if it is not, that is the error.
     """
-    calls: list[Call] = []
     cloexec = {to: to in private for to in moves}
+    calls = [
+        Call("fcntl", to, lib.F_SETFD, lib.FD_CLOEXEC if cloexec[to] else 0)
+        for to, fd in moves.items()
+        if fd.of == to
+    ]
+    moving = {to: fd for to, fd in moves.items() if fd.of != to}
+    above = max(moving, default=-1) + 1
 
     def lift(source: Fd | int) -> Slot:
         lifted = Slot()
-        calls.append(Call("fcntl", source, lib.F_DUPFD_CLOEXEC, top, to=lifted))
+        calls.append(Call("fcntl", source, lib.F_DUPFD_CLOEXEC, above, to=lifted))
         return lifted
 
     left: dict[int, int | Slot] = {}
     lifted: dict[Fd, Slot] = {}
-    for to, fd in moves.items():
+    for to, fd in moving.items():
         if isinstance(fd.of, Slot):
             if fd not in lifted:
                 lifted[fd] = lift(fd)
             left[to] = lifted[fd]
-        elif fd.of == to:
-            calls.append(Call("fcntl", to, lib.F_SETFD, lib.FD_CLOEXEC if cloexec[to] else 0))
         else:
             left[to] = fd.of
     copies: dict[int | Slot, int] = {}

@@ -96,6 +96,11 @@ def environment(env: Mapping[Text, Text] | None) -> Vector:
     return Vector(block, len(strings))
 
 
+def environment_is_ours() -> bool:
+    """Whether nobody has put another mapping in place of os.environ, where PATH is looked for."""
+    return getattr(os.environ, "_data", None) is os.environb._data  # type: ignore[attr-defined] # noqa: SLF001
+
+
 def candidates(program: Text, env: Mapping[Text, Text] | None) -> list[bytes]:
     """The paths that a program's name may mean, in the order of PATH."""
     name = encode(program)
