@@ -82,6 +82,32 @@ def test_a_type_checker_knows_each_parameter() -> None:
             assert {*told} | annotated("Keywords") == of_popen - SET.get(name, set()) | beside
 
 
+def test_who_inspects_a_popen_is_told_all_its_parameters() -> None:
+    class Like(clonekit.Popen):
+        """One with the same."""
+
+    class Unlike(clonekit.Popen):
+        def __init__(self, program: str) -> None:
+            super().__init__([program])
+
+    ours = inspect.signature(clonekit.Popen).parameters
+    for name, stock in inspect.signature(subprocess.Popen).parameters.items():
+        assert ours[name].kind is stock.kind
+        assert ours[name].default == (None if name == "args" else stock.default)
+    assert ours.keys() - inspect.signature(subprocess.Popen).parameters == OF_DECLARATION | {"spec"}
+    assert inspect.signature(Like).parameters == ours
+    assert list(inspect.signature(Unlike).parameters) == ["program"]
+    with Unlike("true") as process:
+        assert not hasattr(process, "__signature__")
+
+
+@pytest.mark.parametrize("name", [*BESIDE, "getoutput", "getstatusoutput"])
+def test_who_inspects_a_function_is_told_what_that_of_subprocess_takes(name: str) -> None:
+    assert inspect.signature(getattr(clonekit, name)) == inspect.signature(
+        getattr(subprocess, name)
+    )
+
+
 def test_a_popen_may_be_subscripted_and_inherited_so() -> None:
     class Own(clonekit.Popen[bytes]):
         """One of bytes."""
