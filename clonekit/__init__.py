@@ -11,29 +11,26 @@ from clonekit.steps.descriptors import INHERIT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from subprocess import (
+        DEVNULL,
+        PIPE,
+        STDOUT,
+        CalledProcessError,
+        CompletedProcess,
+        SubprocessError,
+        TimeoutExpired,
+        getoutput,
+        getstatusoutput,
+    )
+
     from clonekit import aio
     from clonekit.cgroup import Cgroup
     from clonekit.entering import Entrance, enter
     from clonekit.filters import Filter
     from clonekit.installed import install
     from clonekit.landlock import Landlock
-    from clonekit.popen import (
-        DEVNULL,
-        PIPE,
-        STDOUT,
-        CalledProcessError,
-        CompletedProcess,
-        Popen,
-        SubprocessError,
-        TimeoutExpired,
-        call,
-        check_call,
-        check_output,
-        getoutput,
-        getstatusoutput,
-        run,
-    )
     from clonekit.rules import Arg
+    from clonekit.signatures import Popen, call, check_call, check_output, run
     from clonekit.suspended import Suspended
     from clonekit.waiting import Nascent, nascent
 

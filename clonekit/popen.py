@@ -68,6 +68,27 @@ NOT_SAID = ("check", "suspended")
 OF_DECLARATION = frozenset({*FIELDS, *OTHER_FIELDS}) - {*SAID_BY_BOTH, *NOT_SAID}
 
 
+class Told:
+    """What `inspect.signature` is told: what `subprocess.Popen` takes, and the fields.
+
+    Made when it is asked for, so that nobody else imports `inspect`.
+    """
+
+    def __get__(self, popen: object, kind: type) -> Any:
+        own = kind.__init__ is not Popen.__init__  # type: ignore[misc]
+        if popen is not None or own or not PARAMETERS:
+            raise AttributeError  # it takes what that `__init__` says
+        from inspect import Parameter, signature
+
+        stock = signature(StockPopen)
+        args, *others = stock.parameters.values()
+        more = [
+            Parameter(name, Parameter.KEYWORD_ONLY, default=None)
+            for name in ("spec", *sorted(OF_DECLARATION))
+        ]
+        return stock.replace(parameters=[args.replace(default=None), *others, *more])
+
+
 class Popen(StockPopen):  # type: ignore[type-arg]
     """`subprocess.Popen` with this library's child: clone3, a pidfd, and no Python in between.
 
@@ -85,6 +106,7 @@ class Popen(StockPopen):  # type: ignore[type-arg]
     Raises: DeclarationError, a ValueError, before any child is made.
     """
 
+    __signature__ = Told()
     _child: Process | None = None
     _declared: Mapping[str, Any] = types.MappingProxyType({})
     _signalling = 0

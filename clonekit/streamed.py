@@ -11,7 +11,11 @@ from clonekit.transport import Transport, transport_of
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, Unpack
+
+    from _typeshed import StrOrBytesPath
+
+    from clonekit.signatures import File, OfAsyncio
 
 #: What asyncio has fixed, for its streams are of bytes and are not buffered.
 FIXED = {"bufsize": 0, "encoding": None, "errors": None, "text": False, "universal_newlines": False}
@@ -68,13 +72,13 @@ async def subprocess_shell(
 
 
 async def create_subprocess_exec(
-    program: Any,
-    *args: Any,
-    stdin: Any = None,
-    stdout: Any = None,
-    stderr: Any = None,
+    program: StrOrBytesPath,
+    *args: StrOrBytesPath,
+    stdin: File = None,
+    stdout: File = None,
+    stderr: File = None,
     limit: int = LIMIT,
-    **kwds: Any,
+    **kwds: Unpack[OfAsyncio],
 ) -> Process:
     """`asyncio.create_subprocess_exec` with this library's child, whose pidfd the loop watches.
 
@@ -94,11 +98,11 @@ async def create_subprocess_exec(
 
 async def create_subprocess_shell(
     cmd: str | bytes,
-    stdin: Any = None,
-    stdout: Any = None,
-    stderr: Any = None,
+    stdin: File = None,
+    stdout: File = None,
+    stderr: File = None,
     limit: int = LIMIT,
-    **kwds: Any,
+    **kwds: Unpack[OfAsyncio],
 ) -> Process:
     """`asyncio.create_subprocess_shell`, likewise: `cmd` is for the shell."""
     streams = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
