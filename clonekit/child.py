@@ -235,5 +235,5 @@ def limit_of(pid: int) -> int | None:
 
     try:
         return resource.prlimit(pid, resource.RLIMIT_NOFILE)[0]
-    except PermissionError:
+    except (PermissionError, ProcessLookupError):
         return None

@@ -92,8 +92,9 @@ class Driven:
     def order(self, order: Compiled, values: list[int], stays: int, bell: Any = ffi.NULL) -> int:
         """Give the child another order: 0 or -errno."""
         inputs = ffi.new("int64_t[]", values)
+        last = self._held[:1]  # it may be about to leave that
         result: int = lib.ck_order(self.struct, order.struct, inputs, stays, bell)
-        self._held = order, bell, self._held[0]  # it may be about to leave the last order
+        self._held = order, bell, *last
         self.stops = order.setup.suspension is not None
         return result
 

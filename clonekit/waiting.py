@@ -14,7 +14,7 @@ import socket
 import struct
 import threading
 import time
-from signal import SIGKILL
+from signal import SIGKILL, pidfd_send_signal
 
 from clonekit.arrange import ABOVE, CGROUP, Arranged, reserved_from
 from clonekit.child import DEADLINE, Child, Refused, limit_of, send
@@ -128,6 +128,27 @@ class Watch:
         POLLFD.pack_into(self._polled, POLLFD.size, numbers[CHANNEL], 0, 0)
 
 
+class Use:
+    """While lines of ours use a child's memory, whoever kills it leaves its end to the last one.
+
+    That is a handler of a signal, which may come between any two lines, or another thread.
+    """
+
+    __slots__ = ("_child",)
+
+    def __init__(self, child: Nascent) -> None:
+        self._child = child
+
+    def __enter__(self) -> None:
+        self._child.uses += 1
+
+    def __exit__(self, *_: object) -> None:
+        child = self._child
+        child.uses -= 1
+        if child.killed and not child.uses:
+            child.kill()
+
+
 class Nascent(Child):
     """A child that shares our memory and waits for orders, until it is started.
 
@@ -136,11 +157,12 @@ class Nascent(Child):
     us, and with the *thread* that made it.
     """
 
-    __slots__ = ("_driven", "_handle", "_numbers", "_thread", "_watch")
+    __slots__ = ("_driven", "_handle", "_numbers", "_thread", "_watch", "killed", "uses")
     manner = ORDERED
 
     def __init__(self, opening: Opening, deadline: float) -> None:
         super().__init__(-1, -1, deadline)
+        self.uses, self.killed = 0, False  # what `Use` counts, and whether it was killed meanwhile
         self._driven = driven = Driven()
         self._handle: Any = None  # what it is when it has begun its program
         self._thread = threading.get_native_id()
@@ -207,15 +229,21 @@ class Nascent(Child):
 
     def results(self, order: Order) -> list[Any]:
         """What an order that was carried out has brought."""
-        self.check()  # a handler may have killed the child since
-        frame = self._driven.struct.frame
-        scratch = ffi.buffer(frame.scratch, order.struct.scratch_size)[:]
-        return order.outcome(self, frame.registers, scratch)
+        with Use(self):
+            self.check()  # a handler may have killed the child since
+            frame = self._driven.struct.frame
+            scratch = ffi.buffer(frame.scratch, order.struct.scratch_size)[:]
+            return order.outcome(self, frame.registers, scratch)
 
     def hand_over(
         self, order: Order, stays: int, deadline: float | None, bell: Any = ffi.NULL
     ) -> float:
         """Give the child an order, and what it needs for it; say how long it may take."""
+        with Use(self):
+            self.check()
+            return self._hand_over(order, stays, deadline, bell)
+
+    def _hand_over(self, order: Order, stays: int, deadline: float | None, bell: Any) -> float:
         limit = self.limit(deadline)
         if self.look() == RUNNING:
             raise Refused(errno.EBUSY, REFUSALS[errno.EBUSY])
@@ -243,6 +271,10 @@ class Nascent(Child):
 
         Raises: SpawnError if it was not carried out.
         """
+        with Use(self):
+            return self._judge(order, state if self._driven.struct.memory else GONE, limit)
+
+    def _judge(self, order: Compiled, state: int, limit: float) -> Process | None:
         if state == RUNNING:
             outcome = self._end(dead=True)
             self.state = "it was killed, as an order passed its deadline"
@@ -382,7 +414,11 @@ class Nascent(Child):
         if self._pidfd < 0:
             return
         self.state = "it was killed"
-        if self._is_ours():
+        if self.uses and self._is_ours():
+            self.killed = True
+            with contextlib.suppress(ProcessLookupError):
+                pidfd_send_signal(self._pidfd, SIGKILL)
+        elif self._is_ours():
             self._end(dead=True)
         else:
             self._pidfd = -1

@@ -16,6 +16,7 @@ from parent_snapshot import changes, children, descriptors, snapshot
 
 from clonekit import aio
 
+TURNS = 20
 Work = Callable[[], Coroutine[Any, Any, Any]]
 Run = Callable[[Work], Any]
 
@@ -47,11 +48,17 @@ def nothing_new() -> Iterator[None]:
     assert after == before
 
 
+async def turned() -> None:
+    """The loop has made more turns than anything takes that was closed in it."""
+    for _ in range(TURNS):
+        await asyncio.sleep(0)
+
+
 async def reaped() -> None:
     """All children were reaped, and what was closed is."""
     while any("pidfd" in target for target in descriptors().values()):  # noqa: ASYNC110 - the loop has no event for it
         await asyncio.sleep(0.001)
-    await asyncio.sleep(0.001)
+    await turned()
 
 
 @pytest.fixture(params=["asyncio", "uvloop"])
@@ -63,10 +70,10 @@ def run(request: pytest.FixtureRequest) -> Run:
         async def watched() -> Any:
             first = await aio.create_subprocess_exec("true", stdin=PIPE, stdout=PIPE)
             await first.communicate()  # libuv opens a descriptor of its own with the first pipe
-            await asyncio.sleep(0.001)
+            await turned()
             with all_heard(asyncio.get_running_loop()), nothing_new():
                 result = await work()
-                await asyncio.sleep(0.001)  # what was closed is, after a turn
+                await turned()
                 return result
 
         with asyncio.Runner(loop_factory=make) as runner:  # libuv makes a pipe that stays

@@ -72,11 +72,11 @@ def flags() -> dict[int, bool]:
 
 def children() -> list[str]:
     """The pids of our children, zombies too, of each thread."""
-    return sorted(
-        pid
-        for thread in os.listdir("/proc/self/task")
-        for pid in content(f"/proc/self/task/{thread}/children").split()
-    )
+    pids: list[str] = []
+    for thread in os.listdir("/proc/self/task"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # one that was joined, and ends
+            pids += content(f"/proc/self/task/{thread}/children").split()
+    return sorted(pids)
 
 
 def ended_child() -> object:

@@ -11,10 +11,11 @@ import os
 import select
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from threading import Thread
 from typing import Any
+
+from awaited import PAGE, beside
 
 from clonekit import Program
 from clonekit.explain import rows
@@ -22,7 +23,6 @@ from clonekit.linux.abi import NUMBERS, ffi, lib
 
 #: No system call has this number: the kernel answers ENOSYS.
 NO_CALL = 0xFFFF
-PAGE = os.sysconf("SC_PAGE_SIZE")
 #: The descriptor by which a child says where it is; it has one number from its clone to its exec.
 BELL = 60
 AT_MOST = 30.0  # seconds until a child must have rung
@@ -97,12 +97,15 @@ def bell() -> Iterator[int]:
 
 
 @contextmanager
-def when_rung(reader: int, act: Callable[[], object]) -> Iterator[None]:
-    """Do this in another thread, once, when the child has rung; it is gone at the block's end."""
-    rang = []
+def if_rung(reader: int, act: Callable[[], object]) -> Iterator[list[int]]:
+    """Do this in another thread, once, when the child has rung; a list has one item then."""
+    rang: list[int] = []
+    over, ends = os.pipe2(os.O_CLOEXEC)
 
     def wait() -> None:
-        rang.append(bool(select.select([reader], [], [], AT_MOST)[0]))
+        rang[:] = set(select.select([reader, over], [], [], AT_MOST)[0]) & {reader}
+        if over in select.select([over], [], [], 0)[0]:
+            return
         try:
             act()
         except BaseException:  # nobody else would end the wait
@@ -110,17 +113,24 @@ def when_rung(reader: int, act: Callable[[], object]) -> Iterator[None]:
                 os.kill(child, signal.SIGKILL)
             raise
 
-    thread = Thread(target=wait)
-    thread.start()
     try:
-        yield
+        with beside(wait):
+            try:
+                yield rang
+            finally:
+                os.close(ends)
     finally:
-        thread.join()
-        while Path(f"/proc/self/task/{thread.native_id}").exists():
-            os.sched_yield()
+        os.close(over)
         while select.select([reader], [], [], 0)[0]:
             os.read(reader, 2 * PAGE)
-    assert rang == [True], "the child never came to the record"
+
+
+@contextmanager
+def when_rung(reader: int, act: Callable[[], object]) -> Iterator[None]:
+    """Do this in another thread, once, when the child has rung: it must."""
+    with if_rung(reader, act) as rang:
+        yield
+    assert rang, "the child never came to the record"
 
 
 def signal_children(number: signal.Signals) -> None:
@@ -130,8 +140,9 @@ def signal_children(number: signal.Signals) -> None:
 
 def children(pid: int | str = "self") -> list[int]:
     """The children of a process of ours, of each of its threads."""
-    return [
-        int(child)
-        for thread in os.listdir(f"/proc/{pid}/task")
-        for child in Path(f"/proc/{pid}/task/{thread}/children").read_text().split()
-    ]
+    found: list[int] = []
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # one that ends
+            text = Path(f"/proc/{pid}/task/{thread}/children").read_text()
+            found += map(int, text.split())
+    return found

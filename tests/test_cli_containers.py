@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -183,34 +182,32 @@ def groups() -> set[str]:
 
 
 @pytest.fixture
-def container() -> Process:
+def container() -> Iterator[Process]:
     """A process in namespaces of its own, with something in its /tmp."""
-    script = "mount -t tmpfs none /tmp && touch /tmp/inside && exec sleep 1000"
-    return spawn(
+    script = "mount -t tmpfs none /tmp && touch /tmp/inside && echo && exec sleep 1000 >&-"
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    process = spawn(
         ["sh", "-c", script], namespaces=["user", "mnt", "pid", "uts", "ipc"], init=True,
-        uid_map=0, gid_map=0, hostname="inside",
+        uid_map=0, gid_map=0, hostname="inside", fds={1: writer, 2: 2},
     )  # fmt: skip
-
-
-def entered(process: Process, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run `clonekit enter`, once the process is ready."""
-    with process:
-        for _ in range(200):
-            if Path(f"/proc/{process.pid}/root/tmp/inside").exists():
-                break
-            time.sleep(0.05)
-        return clonekit("enter", str(process.pid), *words)
+    os.close(writer)
+    with process, open(reader) as told:
+        assert told.read() == "\n"
+        yield process
 
 
 def test_a_program_enters_the_namespaces_and_the_root_of_a_process(container: Process) -> None:
-    done = entered(container, "--", "sh", "-c", "hostname; ls /tmp; id -u; echo $$; exit 3")
+    done = clonekit(
+        "enter", str(container.pid), "--", "sh", "-c", "hostname; ls /tmp; id -u; echo $$; exit 3"
+    )
     name, inside, uid, pid = done.stdout.split()
     assert (name, inside, uid, done.returncode) == ("inside", "inside", "0", 3)
     assert int(pid) < 100
 
 
 def test_only_some_namespaces_are_entered(container: Process) -> None:
-    done = entered(container, "--only", "user,uts", "--", "sh", "-c", "hostname; ls /tmp")
+    words = ("--only", "user,uts", "--", "sh", "-c", "hostname; ls /tmp")
+    done = clonekit("enter", str(container.pid), *words)
     assert done.stdout.split()[0] == "inside"
     assert "inside" not in done.stdout.split()[1:]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import select
 import signal
 import struct
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import pytest
+from awaited import LONG, PAGE, bell, beside, told_in_mid_order
 from parent_snapshot import children, descriptors, unchanged
 from step_cases import refusing
 
@@ -38,7 +38,6 @@ from clonekit.steps import (
 )
 from clonekit.steps.step import Step
 
-SLEEPS = system_call("nanosleep", struct.pack("<qq", 0, 200_000_000), 0)
 DEATH = """
 import ctypes
 number = ctypes.c_int()
@@ -48,16 +47,6 @@ print(number.value)
 ALLOWED = struct.pack("=HBBI", 6, 0, 0, lib.SECCOMP_RET_ALLOW)
 
 
-@contextmanager
-def told_in_mid_order(work: Callable[[], object]) -> Iterator[None]:
-    """Do this in a handler, 50 ms from now."""
-    before = signal.signal(signal.SIGALRM, lambda *_: work())
-    signal.setitimer(signal.ITIMER_REAL, 0.05)
-    yield
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
-
-
 def test_a_handler_may_kill_the_child_whose_order_is_waited_for() -> None:
     with unchanged():
         for _ in range(5):
@@ -65,8 +54,11 @@ def test_a_handler_may_kill_the_child_whose_order_is_waited_for() -> None:
             others = [nascent() for _ in range(9)]  # their memory leaves no room in the pool
             for other in others:
                 other.kill()
-            with told_in_mid_order(child.kill), pytest.raises(SpawnError, match="signal 9"):
-                child.do(SLEEPS)
+            with (
+                told_in_mid_order(child.kill) as waits,
+                pytest.raises(SpawnError, match="signal 9"),
+            ):
+                child.do(waits)
 
 
 def test_a_handlers_order_in_mid_order_is_refused_and_harms_nothing() -> None:
@@ -78,8 +70,8 @@ def test_a_handlers_order_in_mid_order_is_refused_and_harms_nothing() -> None:
         refused.append(told.value)
 
     with unchanged(), nascent(umask=0o27) as child:
-        with told_in_mid_order(orders):
-            assert child.do(SLEEPS) == 0
+        with told_in_mid_order(orders) as waits:
+            assert child.do(waits) == 2 * PAGE
         assert [error.errno for error in refused] == [errno.EBUSY]
         refused.clear()
         assert child.do(set_umask(0)) == 0o27
@@ -88,16 +80,14 @@ def test_a_handlers_order_in_mid_order_is_refused_and_harms_nothing() -> None:
 def test_another_threads_order_in_mid_order_is_refused_and_harms_nothing() -> None:
     results: list[object] = []
     before = descriptors()
-    with nascent() as child, open("/dev/null", "rb") as null:
-        thread = threading.Thread(target=lambda: results.append(child.do(SLEEPS)))
-        thread.start()
-        while child.look() != lib.CK_RUNNING:
-            pass
-        with pytest.raises(OSError, match="another order") as told:
-            child.give(null)
+    with nascent() as child, open("/dev/null", "rb") as null, bell() as (reader, waits):
+        with beside(lambda: results.append(child.do(waits))):
+            assert select.select([reader], [], [], LONG)[0]
+            with pytest.raises(OSError, match="another order") as told:
+                child.give(null)
+            os.read(reader, PAGE)
         assert told.value.errno == errno.EBUSY
-        thread.join()
-        assert results == [0]
+        assert results == [2 * PAGE]
         fd = child.give(null).fetch()
         assert os.readlink(f"/proc/self/fd/{fd}") == "/dev/null"
         os.close(fd)
@@ -114,8 +104,8 @@ def test_a_handlers_order_in_a_suspended_process_is_refused() -> None:
             told.append(str(error.value))
 
     with unchanged(), spawn(["true"], suspended=True) as process:
-        with told_in_mid_order(orders):
-            assert process.do(SLEEPS) == 0
+        with told_in_mid_order(orders) as waits:
+            assert process.do(waits) == 2 * PAGE
         assert len(told) == 2
         with process.resume() as running:
             assert running.wait().status == 0

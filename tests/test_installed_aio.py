@@ -205,7 +205,8 @@ heard = []
 threading.excepthook = heard.append
 for thread in threads:
     thread.start()
-for _ in range(400):
+turns = 0
+while (turns := turns + 1) <= 400 or len(kinds) < 4 and not wrong and not heard:
     with clonekit.install():
         threading.Event().wait(0.002)
     threading.Event().wait(0.002)

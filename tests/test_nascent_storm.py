@@ -9,7 +9,7 @@ import signal
 import struct
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -21,7 +21,7 @@ import pytest
 from parent_snapshot import children, content, descriptors, unchanged
 
 import clonekit
-from clonekit import Fd, Nascent, nascent
+from clonekit import Fd, Nascent, SpawnError, nascent
 from clonekit.steps import change_directory, open_file, open_pipe, set_umask, system_call
 
 MANY = 1000
@@ -202,29 +202,42 @@ class Interrupted(BaseException):
     """What a handler raises."""
 
 
-def interrupted_at(line: int, work: Callable[[], object]) -> bool:
-    """Do this and raise before a line of the library, by its number; whether there was one.
+def handled_at(
+    line: int, work: Callable[[], object], handler: Callable[[], object], files: str = HOME
+) -> bool:
+    """Do this, and something else before a line of the library, by its number; if there is one.
 
     Not in a destructor, where Python itself loses what is raised.
     """
     left = count(line, -1)
+    handled = False
 
     def trace(frame: FrameType, event: str, _: object) -> Any:
-        if not frame.f_code.co_filename.startswith(HOME) or frame.f_code.co_name == "__del__":
+        nonlocal handled
+        if not frame.f_code.co_filename.startswith(files) or frame.f_code.co_name == "__del__":
             return None
         if event == "line" and next(left) == 0:
             sys.settrace(None)
-            raise Interrupted
+            handled = True
+            handler()
         return trace
 
     sys.settrace(trace)
     try:
-        work()
-    except Interrupted:
-        return True
+        with suppress(Interrupted):
+            work()
     finally:
         sys.settrace(None)
-    return False
+    return handled
+
+
+def interrupted_at(line: int, work: Callable[[], object]) -> bool:
+    """Do this and raise before a line of the library, by its number; whether there was one."""
+
+    def raises() -> None:
+        raise Interrupted
+
+    return handled_at(line, work, raises)
 
 
 def test_an_interrupt_at_any_line_of_an_order_leaves_a_child_that_is_whole_or_none() -> None:
@@ -247,6 +260,32 @@ def test_an_interrupt_at_any_line_of_an_order_leaves_a_child_that_is_whole_or_no
             if went_on:
                 break
         assert line > 100
+
+
+def holds(child: Nascent) -> None:
+    """An order that succeeds, and one that fails and is repaired."""
+    assert child.do(set_umask(0), open_file("/etc/passwd"))[0] >= 0
+    with pytest.raises(FileNotFoundError):
+        child.start(["/nonexistent"])
+
+
+@pytest.mark.parametrize("module", ["waiting.py", "driven.py"])
+def test_a_handler_may_kill_the_child_at_any_line_that_drives_it(module: str) -> None:
+    """What it takes away is not used by the lines after it: they say that the child is gone."""
+    for line in count():
+        with unchanged():
+            child = nascent()
+
+            def drive(child: Nascent = child) -> None:
+                with suppress(ValueError, SpawnError):
+                    holds(child)
+
+            went_on = not handled_at(line, drive, child.kill, f"{HOME}/{module}")
+            assert (child.pidfd < 0) != went_on, line
+            child.kill()
+        if went_on:
+            break
+    assert line > 50
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # sockets left open

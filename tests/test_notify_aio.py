@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from pathlib import Path
 
 import pytest
 from supervised import target
@@ -129,19 +130,20 @@ def test_the_loop_serves_the_exec_of_a_program_that_a_thread_spawns() -> None:
     assert seen == [b"/bin/true"]
 
 
-def test_other_tasks_run_meanwhile() -> None:
-    ticks = []
+def test_other_tasks_run_meanwhile(tmp_path: Path) -> None:
+    path = tmp_path / "ticked"
 
     async def main(listener: Listener) -> None:
         async def tick() -> None:
-            while True:
-                ticks.append(1)
+            for _ in range(3):
                 await asyncio.sleep(0.001)
+            path.touch()
 
         task = asyncio.create_task(tick())
         await aio.serve(listener, lambda request: request.result())
-        task.cancel()
+        await task
 
-    with target("time.sleep(0.1); call(nr['getpgid'], 0)") as made:
+    waits = f"while not os.path.exists({str(path)!r}): time.sleep(0.001)"
+    with target(f"{waits}\nprint(call(nr['getpgid'], 0))") as made:
         asyncio.run(main(made.listener))
-        assert len(ticks) > 2
+        assert made.printed() == ["0"]

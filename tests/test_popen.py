@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from awaited import interrupted_in
 from parent_snapshot import unchanged
 
 import clonekit
@@ -292,11 +293,13 @@ def test_a_wait_with_a_time_out_sleeps_once() -> None:
 
 
 def test_time_outs_of_any_size() -> None:
-    process = Popen(["sleep", "0.05"])
+    process = Popen(["cat"], stdin=PIPE)
+    assert process.stdin
     for timeout in (0, -1, 0.0001):
         with pytest.raises(subprocess.TimeoutExpired) as caught:
             process.wait(timeout)
         assert caught.value.timeout == timeout
+    process.stdin.close()
     assert process.wait(timeout=1e12) == 0
 
 
@@ -410,14 +413,17 @@ def test_a_signal_never_reaches_another_child_while_others_reap() -> None:
 
 def test_a_handler_that_waits_and_signals_at_any_moment_disturbs_nothing() -> None:
     current: list[Popen] = []
+    goes_on = True
 
     def handler(*_: object) -> None:
         for process in current:
             process.poll()
             process.send_signal(0)
+        if goes_on:
+            signal.setitimer(signal.ITIMER_REAL, 0.0005)  # no interval, which it may outlast
 
     before = signal.signal(signal.SIGALRM, handler)
-    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+    signal.setitimer(signal.ITIMER_REAL, 0.0005)
     try:
         with unchanged():
             for n in range(1500):
@@ -427,6 +433,7 @@ def test_a_handler_that_waits_and_signals_at_any_moment_disturbs_nothing() -> No
                 assert process.wait(60 if n % 2 else None) == n % 7
                 current.clear()
     finally:
+        goes_on = False
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
@@ -449,12 +456,9 @@ def test_many_threads_wait_for_one_child() -> None:
 
 
 def test_an_interrupt_ends_a_wait_and_the_child_can_be_waited_for_again() -> None:
-    process = Popen(["sleep", "60"])
-    timer = threading.Timer(0.2, signal.pthread_kill, (threading.get_ident(), signal.SIGINT))
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
+    process = Popen(["sleep", "1000"])
+    with interrupted_in("waitid"), pytest.raises(KeyboardInterrupt):
         process.wait()
     assert process.poll() is None
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    timer.join()

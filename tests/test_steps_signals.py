@@ -208,6 +208,10 @@ def test_an_alarm_that_never_comes_is_refused(seconds: object) -> None:
 def test_an_alarm_is_the_programs_and_not_inits(need: Need) -> None:
     need("pid")
     namespaces = ["pid"] if os.geteuid() == 0 else ["user", "pid"]
-    assert spawn(["sleep", "1000"], alarm=0.01).wait().signal == signal.SIGALRM
-    beneath = spawn(["sleep", "1000"], alarm=0.01, namespaces=namespaces, init=True)
-    assert beneath.wait().status == 128 + signal.SIGALRM
+    left = "import signal; print(signal.getitimer(signal.ITIMER_REAL)[0] > 0)"
+    soon = "import signal; signal.setitimer(signal.ITIMER_REAL, 0.01); signal.pause()"
+    beneath = {"namespaces": namespaces, "init": True}
+    for fields, ends in (({}, -signal.SIGALRM), (beneath, 128 + signal.SIGALRM)):
+        argv = [sys.executable, "-S", "-c"]
+        assert output([*argv, left], alarm=1000, **fields) == "True\n"
+        assert spawn([*argv, soon], alarm=1000, **fields).wait().returncode == ends

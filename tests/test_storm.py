@@ -220,4 +220,4 @@ def test_a_storm_would_be_seen_in_a_program_that_inherits(built: Path) -> None:
     """The control: without a table of its own, a program does see what other threads open."""
     program = Program([place_descriptors("inherit"), execute([str(built / "see"), "-"], env={})])
     with storm():
-        assert any(program.spawn().wait().status == 1 for _ in range(50))
+        assert any(program.spawn().wait().status == 1 for _ in range(5_000))
