@@ -9,6 +9,7 @@ import select
 import signal
 import struct
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from awaited import LONG, PAGE, bell, beside, told_in_mid_order
@@ -30,6 +31,7 @@ from clonekit.linux.abi import lib
 from clonekit.steps import (
     execute,
     install_seccomp_filter,
+    open_file,
     place_descriptors,
     set_no_new_privs,
     set_parent_death_signal,
@@ -215,14 +217,20 @@ def test_a_start_that_failed_and_inherits_keeps_nothing_that_it_was_given() -> N
     os.close(reader)
 
 
-def test_a_start_that_is_refused_does_not_take_the_handle_of_another() -> None:
+def test_a_start_that_is_refused_does_not_take_the_handle_of_another(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+
     async def work() -> None:
         async with await aio.nascent() as child:
-            first = asyncio.create_task(child.start(["sleep", "1000"], suspended=True))
+            waits = [open_file(gate)]
+            first = asyncio.create_task(child.start(["sleep", "9"], steps=waits, suspended=True))
             await asyncio.sleep(0)
             with pytest.raises(RuntimeError, match="another task"):
                 await child.start(["true"])
+            opened = os.open(gate, os.O_RDWR)
             process = await first
+            os.close(opened)
         assert isinstance(process, Suspended)
         process.kill()
 
