@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import itertools
 import subprocess
 import sys
 import threading
@@ -52,14 +51,15 @@ class Installation(Block):
     As a context manager it is taken out at the block's end.
 
     Attributes:
-        spawned: how many children went through this library.
-        stock: how many went to the standard library's own code, for they had a `preexec_fn`.
+        spawned: how many children this library has made. What has failed, or was cancelled before
+            the program had it, is none.
+        stock: how many the standard library's own code has made, for they had a `preexec_fn`.
     """
 
     def __init__(self) -> None:
         self.spawned = 0
         self.stock = 0
-        self._counts = itertools.count(1), itertools.count(1)
+        self._counting = threading.RLock()  # a signal's handler may make children, too
         self._users = 0
         self._lock = threading.Lock()
         self._warned = False
@@ -86,9 +86,24 @@ class Installation(Block):
             self._replace(asyncio.subprocess, name, create)
         uvloop = sys.modules.get("uvloop")
         if uvloop is not None:
-            for method in (subprocess_exec, subprocess_shell):
-                stock = getattr(uvloop.Loop, method.__name__)
-                self._replace(uvloop.Loop, method.__name__, self._of_uvloop(method, stock))
+            self._put_into(uvloop.Loop)
+        self._replace(asyncio.AbstractEventLoop, "__init_subclass__", classmethod(self._seen()))
+
+    def _seen(self) -> Callable[..., None]:
+        """What sees a loop's class being made: uvloop's, where that is imported after us."""
+
+        def __init_subclass__(kind: Any, /, **keywords: Any) -> None:  # noqa: N807 - asyncio's has it
+            super(asyncio.AbstractEventLoop, kind).__init_subclass__(**keywords)  # type: ignore[misc]
+            if (kind.__module__, kind.__qualname__) == ("uvloop", "Loop"):
+                self._put_into(kind)
+
+        return __init_subclass__
+
+    def _put_into(self, loop: type) -> None:
+        """Have uvloop's loop make its children by us: it has code of its own for that."""
+        for method in (subprocess_exec, subprocess_shell):
+            stock = getattr(loop, method.__name__)
+            self._replace(loop, method.__name__, self._of_uvloop(method, stock))
 
     def uninstall(self) -> None:
         """Take out what one `install()` has put in; what was spawned goes on."""
@@ -98,7 +113,7 @@ class Installation(Block):
                 where, name, before = self._replaced.pop()
                 if before is not ABSENT:
                     setattr(where, name, before)
-                elif not name.startswith("_"):  # who waits for a child just now needs those
+                elif name not in METHODS or not name.startswith("_"):  # a wait just now needs those
                     delattr(where, name)
 
     def _leave(self) -> None:
@@ -110,11 +125,9 @@ class Installation(Block):
         setattr(where, name, value)
 
     def _is_ours(self, preexec_fn: object) -> bool:
-        """Whether a child is spawned by us; it is counted."""
+        """Whether a child is spawned by us."""
         if preexec_fn is None:
-            self.spawned = next(self._counts[0])
             return True
-        self.stock = next(self._counts[1])
         if not self._warned:
             self._warned = True
             msg = (
@@ -123,6 +136,14 @@ class Installation(Block):
             )
             warnings.warn(msg, RuntimeWarning, stacklevel=4)
         return False
+
+    def _count(self, *, ours: bool) -> None:
+        """A child was made."""
+        with self._counting:
+            if ours:
+                self.spawned += 1
+            else:
+                self.stock += 1
 
     def _execute_child(self) -> Callable[..., None]:
         """The seam of the stock class."""
@@ -133,6 +154,7 @@ class Installation(Block):
             ours = self._is_ours(preexec_fn)
             execute = vars(Popen)["_execute_child"] if ours else STOCK["_execute_child"]
             execute(popen, args, executable, preexec_fn, *others)
+            self._count(ours=ours)
 
         return _execute_child
 
@@ -143,8 +165,9 @@ class Installation(Block):
         async def make(*args: Any, **parameters: Any) -> Any:
             if is_left(parameters):
                 return await stock(*args, **parameters)
-            self._is_ours(None)
-            return await ours(*args, **parameters)
+            child = await ours(*args, **parameters)
+            self._count(ours=True)
+            return child
 
         return make
 
@@ -153,8 +176,10 @@ class Installation(Block):
 
         @functools.wraps(ours)
         async def make(*args: Any, **parameters: Any) -> Any:
-            made = ours if self._is_ours(parameters.get("preexec_fn")) else stock
-            return await made(*args, **parameters)
+            is_ours = self._is_ours(parameters.get("preexec_fn"))
+            child = await (ours if is_ours else stock)(*args, **parameters)
+            self._count(ours=is_ours)
+            return child
 
         return make
 
@@ -195,8 +220,8 @@ def install() -> Installation:
 
     Methods of the class `subprocess.Popen` are replaced, so that those who imported it earlier, or
     have made classes of it, have them too; and asyncio's `create_subprocess_exec` and `_shell`, and
-    what its own loop makes subprocesses by, and uvloop's if that was imported earlier. A child with
-    a `preexec_fn` goes to the stock code, with a RuntimeWarning for the first.
+    what its own loop makes subprocesses by, and uvloop's, whenever that is imported. A child with a
+    `preexec_fn` goes to the stock code, with a RuntimeWarning for the first.
 
     The result counts, and takes it out again: `uninstall()`, or the end of its `with` block. Each
     `install()` wants one of these.

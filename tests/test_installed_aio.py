@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
+import threading
 from asyncio import create_subprocess_exec as imported_earlier
 from asyncio import unix_events
 from asyncio.subprocess import PIPE
+from warnings import catch_warnings, simplefilter
 
 import pytest
 from looping import Run, alone
@@ -14,7 +17,6 @@ from looping import Run, alone
 import clonekit
 from clonekit.transport import Transport
 
-#: install() knows the loops that were imported.
 uvloop = pytest.importorskip("uvloop")
 
 
@@ -55,6 +57,7 @@ def test_what_asyncio_says_of_wrong_parameters_is_said(run: Run) -> None:
 
 def test_it_is_taken_out_again() -> None:
     places = (subprocess.Popen, asyncio, asyncio.subprocess, uvloop.Loop)
+    hook = vars(asyncio.AbstractEventLoop).copy()
     places += (unix_events._UnixSelectorEventLoop,)  # type: ignore[attr-defined]
 
     def public() -> list[dict[str, object]]:
@@ -73,9 +76,74 @@ def test_it_is_taken_out_again() -> None:
     installation.uninstall()
     assert (public(), seams()) == before
     installation.uninstall()
+    assert vars(asyncio.AbstractEventLoop) == hook
     with clonekit.install():
         assert (public(), seams()) != before
     assert (public(), seams()) == before
+
+
+LATER = """
+import asyncio
+import clonekit
+from clonekit.transport import Transport
+installation = clonekit.install()
+import uvloop
+async def main(kind):
+    loop = asyncio.get_running_loop()
+    for make in (loop.subprocess_exec, loop.subprocess_shell):
+        transport, _ = await make(asyncio.SubprocessProtocol, "true")
+        assert (type(transport) is Transport) is kind
+        await transport._wait()
+        transport.close()
+uvloop.run(main(True))
+print(installation)
+installation.uninstall()
+uvloop.run(main(False))
+class Own(uvloop.Loop):
+    pass
+"""
+
+
+def test_a_loop_that_is_imported_later_spawns_by_us_and_is_left_again() -> None:
+    assert alone(LATER).stdout == "<Installation: installed, 2 spawned, 0 left to stock>\n"
+
+
+def test_what_was_not_made_is_not_counted(run: Run) -> None:
+    async def work() -> None:
+        loop = asyncio.get_running_loop()
+        for create in (asyncio.create_subprocess_exec, imported_earlier):
+            with pytest.raises(FileNotFoundError):
+                await create("/nowhere/to/be/found")
+        with pytest.raises(FileNotFoundError):
+            await loop.subprocess_exec(asyncio.SubprocessProtocol, "/nowhere/to/be/found")
+
+    with clonekit.install() as installation, catch_warnings():
+        before = installation.spawned, installation.stock
+        for keywords in ({}, {"preexec_fn": os.getpid}):
+            simplefilter("ignore")
+            with pytest.raises(FileNotFoundError):
+                subprocess.run(["/nowhere/to/be/found"], check=False, **keywords)  # type: ignore[call-overload]
+        with pytest.raises(FileNotFoundError):
+            subprocess.run(["true"], cwd="/nowhere/to/be/found", check=False)
+        run(work)
+        assert (installation.spawned, installation.stock) == before
+        subprocess.run(["true"], check=True)
+        assert (installation.spawned, installation.stock) == (before[0] + 1, before[1])
+
+
+def test_many_threads_count_each_child_once() -> None:
+    def work() -> None:
+        for _ in range(250):
+            subprocess.run(["true"], check=True)
+
+    with clonekit.install() as installation:
+        before = installation.spawned
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert installation.spawned == before + 2000
 
 
 PREEXEC = """
