@@ -92,8 +92,8 @@ class Installation(Block):
     def _seen(self) -> Callable[..., None]:
         """What sees a loop's class being made: uvloop's, where that is imported after us."""
 
-        def __init_subclass__(kind: type[asyncio.AbstractEventLoop], /, **keywords: Any) -> None:  # noqa: N807 - asyncio's has it
-            super(asyncio.AbstractEventLoop, kind).__init_subclass__(**keywords)
+        def __init_subclass__(kind: Any, /, **keywords: Any) -> None:  # noqa: N807 - asyncio's has it
+            super(asyncio.AbstractEventLoop, kind).__init_subclass__(**keywords)  # type: ignore[misc]
             if (kind.__module__, kind.__qualname__) == ("uvloop", "Loop"):
                 self._put_into(kind)
 
