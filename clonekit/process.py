@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import time
+from _thread import get_native_id
 from os import CLD_DUMPED, CLD_EXITED, CLD_KILLED
 
 from clonekit.linux.abi import NUMBERS, ffi, lib
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from typing import Any, Self
 
 _MAKING = object()
-MOST_WAITS = 200
+MOST_WAITS = 10_000  # for a thread that has reaped it and has yet to say so, of a millisecond each
 #: What poll(2) can be told, in milliseconds: some 24 days.
 MOST_MS = (1 << 31) - 1
 
@@ -122,7 +123,9 @@ class Process(Block):
         self.argv = tuple(argv)
         self.of_others = True
         self._exit: Exit | None = None
-        self._waiting: list[None] = []  # one for each thread in waitid
+        self._waiting: list[
+            int
+        ] = []  # the thread of each that is in waitid, by the kernel's number
 
     @classmethod
     def from_pid(cls, pid: int) -> Self:
@@ -202,26 +205,27 @@ class Process(Block):
     def _reap(self, options: int) -> None:
         """Call waitid once, and note what it says."""
         ended = ffi.new("struct ck_exit *")
-        self._waiting.append(None)
+        thread = get_native_id()
+        self._waiting.append(thread)
         try:
             result = lib.ck_wait(self.fileno(), os.WEXITED | options, ended)
             if result == 0 and ended.pid:
                 self._exit = Exit(ended.code, ended.status, ended)
-            elif result == -errno.ECHILD:
-                self._reaped_elsewhere(options)
-            elif result == -errno.EAGAIN:  # the pidfd was made non-blocking, as libuv does
-                self._ready(None)
-            elif result not in (0, -errno.EINTR):
-                raise OSError(-result, f"waitid: {os.strerror(-result)}")
         finally:
-            self._waiting.pop()
+            self._waiting.remove(thread)
+        if result == -errno.ECHILD:
+            self._reaped_elsewhere(options)
+        elif result == -errno.EAGAIN:  # the pidfd was made non-blocking, as libuv does
+            self._ready(None)
+        elif result not in (0, -errno.EINTR):
+            raise OSError(-result, f"waitid: {os.strerror(-result)}")
 
     def _reaped_elsewhere(self, options: int) -> None:
         """Another thread has just reaped it by this handle, or somebody else by other means."""
         for _ in range(MOST_WAITS):
             if self._exit is not None:
                 return
-            if len(self._waiting) == 1:
+            if not any(map(is_another_of_ours, self._waiting.copy())):
                 break
             time.sleep(0.001)
         self._kept_status(options)
@@ -326,6 +330,12 @@ class Process(Block):
         state = "running" if self._exit is None else f"ended {self._exit.how}"
         name = f" {os.fsdecode(self.argv[0])!r}" if self.argv else ""
         return f"<Process {self.pid}{name}: {state}>"
+
+
+def is_another_of_ours(thread: int) -> bool:
+    """Whether a thread is not this one, and is there: in a fork of ours, it is not."""
+    there: int = lib.ck_raw(NUMBERS["tgkill"], os.getpid(), thread, 0, 0, 0, 0)
+    return there == 0 and thread != get_native_id()
 
 
 def blank(argv: Sequence[Any]) -> Process:

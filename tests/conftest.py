@@ -21,7 +21,7 @@ from clonekit import Nascent, nascent
 __all__ = ["nothing_left", "run"]
 
 PROGRAMS = Path(__file__).parent / "programs"
-HANG = 900  # seconds after which a run is taken for hung, and says where
+HANG = 1800  # seconds after which a run is taken for hung, and says where
 
 
 def pytest_configure(config: pytest.Config) -> None:

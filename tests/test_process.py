@@ -11,6 +11,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -138,6 +140,34 @@ def test_many_threads_may_wait_for_one_process() -> None:
         thread.join()
     process.close()
     assert [end.signal for end in ends] == [signal.SIGKILL] * 8
+
+
+def test_one_that_has_reaped_and_has_yet_to_say_so_is_waited_for() -> None:
+    """As on a machine that stalls a thread between its waitid and the next line."""
+    process = spawn(["false"])
+    stalls, goes_on = threading.Event(), threading.Event()
+    ends = []
+
+    def stall(frame: FrameType, event: str, _: object) -> Any:
+        if frame.f_code.co_name == "_reap" and event == "line" and "result" in frame.f_locals:
+            stalls.set()
+            goes_on.wait()
+        return stall
+
+    def wait() -> None:
+        sys.settrace(stall)
+        ends.append(process.wait())
+
+    threads = [threading.Thread(target=wait), threading.Timer(0.5, goes_on.set)]
+    threads[0].start()
+    stalls.wait()
+    threads[1].start()
+    ends.append(process.wait())
+    for thread in threads:
+        thread.join()
+    process.close()
+    assert ends[0] is ends[1]
+    assert ends[0].usage is not None
 
 
 def test_the_pidfd_is_readable_when_it_has_ended() -> None:

@@ -18,7 +18,7 @@ from packages import Package
 import clonekit
 
 HERE = Path(__file__).parent
-HANG = 400  # seconds after which a command is taken for hung
+HANG = 1800  # seconds after which a command is taken for hung
 OURS = ("PYTHON", "PYTEST", "VIRTUAL_ENV", "XDG_", "GIT_")  # variables that tests would follow
 SHOWN = 4000  # letters of what a failed command says
 
