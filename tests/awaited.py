@@ -11,15 +11,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 import pytest
 
-from clonekit import SpawnError
+from clonekit import Fd, SpawnError
 from clonekit.linux.abi import NUMBERS
-from clonekit.steps import write
+from clonekit.steps import system_call, write
 from clonekit.steps.step import Step
 
-PAGE = os.sysconf("SC_PAGE_SIZE")
+RUNG = [1, 0]
 LONG = 60  # seconds after which what should have happened is said not to have
 _first = threading.Thread(target=int)  # with it the C library takes a signal: a snapshot would see
 _first.start()
@@ -60,38 +61,57 @@ def interrupted_in(call: str, number: signal.Signals = signal.SIGINT) -> Iterato
         yield
 
 
-@contextmanager
-def bell() -> Iterator[tuple[int, Step]]:
-    """A step by which a child rings, and waits until we have read a page; and where we read it."""
-    reader, writer = os.pipe2(os.O_CLOEXEC)
-    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PAGE)
-    try:
-        yield reader, write(writer, bytes(2 * PAGE))
-    finally:
-        os.close(reader)
-        os.close(writer)
+class Bell:
+    """Steps by which a child rings, and then waits until it is let go.
+
+    Attributes:
+        steps: their results are those of `RUNG`.
+    """
+
+    def __init__(self) -> None:
+        self._reader, self._writer = os.pipe2(os.O_CLOEXEC)
+        self._ours = os.memfd_create("bell")
+        self._theirs = os.open(f"/proc/self/fd/{self._ours}", os.O_RDWR | os.O_CLOEXEC)
+        fcntl.flock(self._ours, fcntl.LOCK_EX)
+        waits = system_call("flock", Fd(self._theirs), fcntl.LOCK_EX)
+        self.steps = write(self._writer, b"."), waits
+
+    def heard(self) -> bool:
+        """Wait for the child to ring: whether it has."""
+        return bool(select.select([self._reader], [], [], LONG)[0])
+
+    def let_go(self) -> None:
+        """Have the child go on."""
+        fcntl.flock(self._ours, fcntl.LOCK_UN)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for fd in (self._reader, self._writer, self._ours, self._theirs):
+            os.close(fd)
 
 
 @contextmanager
-def told_in_mid_order(work: Callable[[], object]) -> Iterator[Step]:
-    """Do this in a handler, once, while a child is at this step, which ends after that."""
+def told_in_mid_order(work: Callable[[], object]) -> Iterator[tuple[Step, Step]]:
+    """Do this in a handler, once, while a child is at these steps, which end after that."""
     here = threading.get_ident()
 
     def handler(*_: object) -> None:
         try:
             work()
         finally:
-            os.read(reader, PAGE)
+            bell.let_go()
 
     def tell() -> None:
-        if select.select([reader], [], [], LONG)[0]:
+        if bell.heard():
             signal.pthread_kill(here, signal.SIGALRM)
 
-    with bell() as (reader, rings):
+    with Bell() as bell:
         before = signal.signal(signal.SIGALRM, handler)
         try:
             with beside(tell):
-                yield rings
+                yield bell.steps
         finally:
             signal.signal(signal.SIGALRM, before)
 

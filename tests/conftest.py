@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from looping import run
 from parent_snapshot import unchanged
 from step_cases import Case, Room, missing, missing_of
@@ -25,8 +25,13 @@ HANG = 1800  # seconds after which a run is taken for hung, and says where
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Name the marker; let hypothesis keep nothing on disk, where we may not write."""
-    settings.register_profile("here", database=None)
+    """Name the marker; let hypothesis keep nothing on disk, where we may not write.
+
+    It takes a machine that stalls for a slow test, and for a slow choice of what to test.
+    """
+    settings.register_profile(
+        "here", database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
     settings.load_profile("here")
     config.addinivalue_line("markers", "long: takes minutes; run with -m long")
 

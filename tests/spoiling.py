@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from awaited import PAGE, beside
+from awaited import beside
 
 from clonekit import Program
 from clonekit.explain import rows
@@ -23,6 +23,7 @@ from clonekit.linux.abi import NUMBERS, ffi, lib
 
 #: No system call has this number: the kernel answers ENOSYS.
 NO_CALL = 0xFFFF
+PAGE = os.sysconf("SC_PAGE_SIZE")
 #: The descriptor by which a child says where it is; it has one number from its clone to its exec.
 BELL = 60
 AT_MOST = 30.0  # seconds until a child must have rung

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 from mounting import apart, busybox, nothing_is_left, root, shell
@@ -44,10 +44,8 @@ def install(root: Path, program: Path) -> None:
 
 
 @contextmanager
-def watched(
-    root: Path, apart: Fields, **fields: Any
-) -> Iterator[tuple[Process, Callable[[], str]]]:
-    """A container whose program overwrites what others run from, once; what it has said."""
+def watched(root: Path, apart: Fields, **fields: Any) -> Iterator[tuple[Process, TextIO]]:
+    """A container whose program overwrites what others run from, once; what it says."""
     reader, writer = os.pipe2(os.O_CLOEXEC)
     with open(reader) as told:
         argv = ["/bin/escape", "exe", MARK]
@@ -58,7 +56,16 @@ def watched(
         os.close(writer)
         with process:
             assert told.readline() == ".\n"
-            yield process, told.read
+            yield process, told
+
+
+def until_held(told: TextIO, name: str) -> None:
+    """It has a descriptor of what runs under this name."""
+    for line in told:
+        assert "wrote" not in line
+        if line == f"held {name}\n":
+            return
+    pytest.fail("it has ended")
 
 
 def test_a_tool_of_the_host_that_enters_is_overwritten(
@@ -70,8 +77,9 @@ def test_a_tool_of_the_host_that_enters_is_overwritten(
     shutil.copy(busybox(), tool)
     fd = os.open(tool, os.O_RDONLY | os.O_CLOEXEC)
     with watched(root, apart) as (container, told):
-        enter(container, ["sleep", "0.2"], executable=fd, env={}).wait()
-        assert "wrote" in told()
+        with enter(container, ["sleep", "1000"], executable=fd, env={}):
+            until_held(told, "tool")
+        assert "wrote" in told.read()
     os.close(fd)
     assert tool.read_bytes()[: len(MARK)] == MARK.encode()
 
@@ -83,10 +91,11 @@ def test_a_sealed_tool_that_enters_is_not(root: Path, apart: Fields, built: Path
     with watched(root, apart) as (container, told):
         for _ in range(10):
             with SealedProgram(content) as tool:  # each its own: one may be kept busy
-                enter(container, ["sleep", "0.01"], executable=tool, env={}).wait()
+                with enter(container, ["sleep", "1000"], executable=tool, env={}):
+                    until_held(told, "memfd:program (deleted)")
                 assert os.pread(tool.fileno(), 64, 0) == content[:64]
         container.kill()
-        assert "wrote" not in told()
+        assert "wrote" not in told.read()
 
 
 def test_neither_init_nor_those_that_enter_can_be_overwritten(
@@ -101,7 +110,7 @@ def test_neither_init_nor_those_that_enter_can_be_overwritten(
             with enter(int(program), ["/bin/busybox", "true"], env={}) as process:
                 assert process.wait().status == 0
         init.kill()
-        assert "wrote" not in told()
+        assert "wrote" not in told.read()
     after = os.stat("/proc/self/exe")
     assert (python.st_mtime_ns, python.st_size) == (after.st_mtime_ns, after.st_size)
 

@@ -54,7 +54,7 @@ numbers = st.one_of(
 vectors = st.dictionaries(numbers, st.integers(0, SOURCES - 1), max_size=12)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(vector=vectors)
 def test_exec_sees_exactly_the_listed_fds(
     see: str, sources: list[int], vector: dict[int, int]
@@ -63,7 +63,7 @@ def test_exec_sees_exactly_the_listed_fds(
     assert exact(see, fds, fds)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(vector=vectors, slotted=st.sets(st.integers(0, SOURCES - 1)))
 def test_slots_and_numbers_mix_in_one_vector(
     see: str, sources: list[int], vector: dict[int, int], slotted: set[int]
@@ -74,7 +74,7 @@ def test_slots_and_numbers_mix_in_one_vector(
     assert exact(see, fds, mixed, **used)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(order=st.permutations(range(SOURCES)))
 def test_numbers_swap_and_turn_in_cycles(see: str, sources: list[int], order: list[int]) -> None:
     vector = {LOW + to: sources[n] for to, n in enumerate(order)}
@@ -126,7 +126,7 @@ def test_inherit_keeps_what_is_not_close_on_exec(see: str, sources: list[int]) -
     assert spawn([see, *expected(inheritable)], fds=INHERIT).wait().status == 0
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(vector=vectors)
 def test_what_is_inherited_stands_beside_what_is_named(
     see: str, sources: list[int], vector: dict[int, int]

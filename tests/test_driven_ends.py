@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import select
 import signal
 import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from awaited import LONG, PAGE, bell, beside, told_in_mid_order
+from awaited import RUNG, Bell, beside, told_in_mid_order
 from parent_snapshot import children, descriptors, unchanged
 from step_cases import refusing
 
@@ -60,7 +59,7 @@ def test_a_handler_may_kill_the_child_whose_order_is_waited_for() -> None:
                 told_in_mid_order(child.kill) as waits,
                 pytest.raises(SpawnError, match="signal 9"),
             ):
-                child.do(waits)
+                child.do(*waits)
 
 
 def test_a_handlers_order_in_mid_order_is_refused_and_harms_nothing() -> None:
@@ -73,7 +72,7 @@ def test_a_handlers_order_in_mid_order_is_refused_and_harms_nothing() -> None:
 
     with unchanged(), nascent(umask=0o27) as child:
         with told_in_mid_order(orders) as waits:
-            assert child.do(waits) == 2 * PAGE
+            assert child.do(*waits) == RUNG
         assert [error.errno for error in refused] == [errno.EBUSY]
         refused.clear()
         assert child.do(set_umask(0)) == 0o27
@@ -82,14 +81,14 @@ def test_a_handlers_order_in_mid_order_is_refused_and_harms_nothing() -> None:
 def test_another_threads_order_in_mid_order_is_refused_and_harms_nothing() -> None:
     results: list[object] = []
     before = descriptors()
-    with nascent() as child, open("/dev/null", "rb") as null, bell() as (reader, waits):
-        with beside(lambda: results.append(child.do(waits))):
-            assert select.select([reader], [], [], LONG)[0]
+    with nascent() as child, open("/dev/null", "rb") as null, Bell() as bell:
+        with beside(lambda: results.append(child.do(*bell.steps))):
+            assert bell.heard()
             with pytest.raises(OSError, match="another order") as told:
                 child.give(null)
-            os.read(reader, PAGE)
+            bell.let_go()
         assert told.value.errno == errno.EBUSY
-        assert results == [2 * PAGE]
+        assert results == [RUNG]
         fd = child.give(null).fetch()
         assert os.readlink(f"/proc/self/fd/{fd}") == "/dev/null"
         os.close(fd)
@@ -107,7 +106,7 @@ def test_a_handlers_order_in_a_suspended_process_is_refused() -> None:
 
     with unchanged(), spawn(["true"], suspended=True) as process:
         with told_in_mid_order(orders) as waits:
-            assert process.do(waits) == 2 * PAGE
+            assert process.do(*waits) == RUNG
         assert len(told) == 2
         with process.resume() as running:
             assert running.wait().status == 0

@@ -566,7 +566,7 @@ def spawner(places: tuple[Path, Path]) -> Iterator[tuple[Worker, Path, Path]]:
 
 
 @settings(
-    max_examples=40, deadline=None, database=None, print_blob=True,
+    max_examples=40, print_blob=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )  # fmt: skip
 @given(data=st.lists(declarations(), min_size=1, max_size=12))

@@ -143,7 +143,8 @@ def read(text: str | bytes) -> object:
 
 
 @settings(
-    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=120,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 @given(parameters=calls())
 def test_the_child_and_the_errors_are_the_same(

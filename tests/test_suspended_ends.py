@@ -178,7 +178,7 @@ def test_a_handler_that_raises_ends_it() -> None:
 
     held = suspended(["true"])
     with told_in_mid_order(handler) as waits, pytest.raises(KeyError):
-        held.do(waits)
+        held.do(*waits)
     assert gone(held.pid)
     assert ends() == []
 

@@ -51,11 +51,13 @@ out_of_chroot(const char *path)
     return 0;
 }
 
-/* A program file cannot be written while it runs: hold it, and write when it does not any more. */
+/* A program file cannot be written while it runs: hold it, say its name, and write when it does
+ * not run any more. */
 static int
 over_programs(const char *bytes)
 {
     char path[300], own[64], link[256];
+    struct stat is, was[512];
     int held[512], count = 0;
 
     snprintf(own, sizeof own, "%d", getpid());
@@ -69,9 +71,15 @@ over_programs(const char *bytes)
             snprintf(path, sizeof path, "/proc/%s/exe", entry->d_name);
             int fd = open(path, O_PATH);
             ssize_t size = fd < 0 ? -1 : readlink(path, link, sizeof link - 1);
-            if (size >= 0 && count < 512) {
+            int known = size < 0 || fstat(fd, &is) != 0 || count == 512;
+            for (int n = 0; !known && n < count; n++)
+                known = was[n].st_dev == is.st_dev && was[n].st_ino == is.st_ino;
+            if (!known) {
                 link[size] = 0;
+                was[count] = is;
                 held[count++] = fd;
+                printf("held %s\n", strrchr(link, '/') ? strrchr(link, '/') + 1 : link);
+                fflush(stdout);
             } else if (fd >= 0)
                 close(fd);
         }
@@ -91,7 +99,7 @@ over_programs(const char *bytes)
         }
         usleep(2000);
     }
-    printf("held %d\n", count);
+    printf("%d in all\n", count);
     return 0;
 }
 
