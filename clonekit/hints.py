@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import errno
+import os
 
 from clonekit.linux.abi import lib
+from clonekit.linux.interpreter import missing_for
+from clonekit.steps.execute import paths_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
     from clonekit.compiled import Compiled
+    from clonekit.steps.step import Step
 
 #: The first kernel that has a call, for the ENOSYS of an older one.
 FIRST_KERNEL = {
@@ -114,8 +118,17 @@ OTHER = {
         (("setresuid", errno.EINVAL), ("setresgid", errno.EINVAL), ("setgroups", errno.EINVAL)),
         "the user namespace does not map this id; give it a place in uid_map or gid_map, as ranges",
     ),
+    ("setpgid", errno.EPERM): (
+        "no group of this session has this number (0 makes one); or the child leads a session "
+        "already (setsid, start_new_session), whose group it keeps: give only one of them"
+    ),
+    ("setsid", errno.EPERM): "the child leads a group already; setsid alone makes a group, too",
     ("landlock_add_rule", errno.EINVAL): "what is no directory cannot have a right of directories",
 }
+
+
+#: Phases after which the program sees other files than we.
+ELSEWHERE = ("join", "mounts")
 
 
 def clone_hint(number: int, flags: int) -> str:
@@ -170,13 +183,19 @@ def hint_for(number: int, entry: dict[str, Any], program: Compiled) -> str:
     if phase == "mounts":
         return mount_hint(number, syscall, entry["step"])
     if syscall in ("execve", "execveat"):
-        if number == errno.ENOENT and has_phase(program, "mounts"):
-            return "in the program's root it is missing, or the loader or interpreter it names is"
-        return exec_hint(number, syscall, ruled=has_phase(program, "landlock"))
-    if number in (errno.EPERM, errno.EACCES):
+        return program_hint(number, entry, program)
+    if number in (errno.EPERM, errno.EACCES) and (syscall, number) not in OTHER:
         return forbidden_hint(syscall, phase, program)
     if phase == "nest" and number == errno.ENOENT:
         return "the program's root has no /proc; add clonekit.mounts.proc() to mounts"
+    return other_hint(number, syscall)
+
+
+def other_hint(number: int, syscall: str) -> str:
+    """What an errno of a call mostly means that depends on nothing else."""
+    if (syscall, number) == ("sched_setaffinity", errno.EINVAL):
+        ours = ", ".join(map(str, sorted(os.sched_getaffinity(0))))
+        return f"the machine, or the cpuset of its cgroup, has none of these; we may use {ours}"
     return OTHER.get((syscall, number), "")
 
 
@@ -207,6 +226,50 @@ def mount_hint(number: int, syscall: str, step: str) -> str:
     if syscall in ("fsconfig", "fsmount"):
         return REVEALING
     return 'CAP_SYS_ADMIN in the mount namespace; add "user" to namespaces to have it inside'
+
+
+def program_hint(number: int, entry: dict[str, Any], program: Compiled) -> str:
+    """Why a program could not begin, with what was to be begun."""
+    by_path = entry["syscall"] == "execve"
+    if number == errno.ENOENT and has_phase(program, "mounts"):
+        return "in the program's root it is missing, or the loader or interpreter it names is"
+    if number == errno.E2BIG:
+        return too_big_hint(*entry["args"][1:3] if by_path else entry["args"][2:4])
+    if number == errno.ENOENT and by_path:
+        return absent_hint(program, program.steps[entry["step_number"] - 1])
+    return exec_hint(number, entry["syscall"], ruled=has_phase(program, "landlock"))
+
+
+def too_big_hint(argv: list[str], env: list[str]) -> str:
+    """Which limit the arguments and variables are above."""
+    sizes = [len(os.fsencode(text)) + 1 for text in (*argv, *env)]
+    longest = 32 * os.sysconf("SC_PAGESIZE")
+    if max(sizes) > longest:
+        return (
+            f"a string of {max(sizes)} bytes is too long, with its NUL it may have {longest}; give "
+            "it by a file or a pipe"
+        )
+    return (
+        f"argv and env have {sum(sizes) + 8 * len(sizes)} bytes with their pointers; all may have "
+        "a quarter of RLIMIT_STACK, and at most 6 MiB"
+    )
+
+
+def absent_hint(program: Compiled, step: Step) -> str:
+    """What a program that is there lacks, as far as we see what it sees."""
+    names = {each.kind.name for each in program.steps}
+    elsewhere = any(has_phase(program, phase) for phase in ELSEWHERE) or "change_root" in names
+    if elsewhere or step.kind.name != "execute":
+        return ""
+    moved = "change_directory" in names
+    said = dict(zip(("argv", "executable", "env"), step.arguments, strict=False), **step.keywords)
+    for path in paths_of(said["argv"][0], said.get("executable"), said.get("env")):
+        lacks = None if moved and path[:1] != b"/" else missing_for(path)
+        if lacks is not None:
+            file, named = map(os.fsdecode, lacks)
+            told = "; its first line ends with CR LF" if named.endswith("\r") else ""
+            return f"{file} is there, but {named!r}, which is to interpret it, is not{told}"
+    return ""
 
 
 def exec_hint(number: int, syscall: str, *, ruled: bool) -> str:

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 #: What of our Popen the stock class gets: its objects, and those of classes made of it, are ours.
 METHODS = (
-    "_child", "_declared", "_ended", "_internal_poll", "_let_go", "_reap", "_signalling", "_wait",
-    "exit", "pidfd", "send_signal",
+    "_ck_child", "_ck_declared", "_ck_ended", "_ck_let_go", "_ck_reap", "_ck_signalling",
+    "_internal_poll", "_wait", "exit", "pidfd", "send_signal",
 )  # fmt: skip
 LOOP = unix_events._UnixSelectorEventLoop  # noqa: SLF001 - asyncio's own seam
 ABSENT = object()

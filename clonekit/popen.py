@@ -107,9 +107,9 @@ class Popen(StockPopen):  # type: ignore[type-arg]
     """
 
     __signature__ = Told()
-    _child: Process | None = None
-    _declared: Mapping[str, Any] = types.MappingProxyType({})
-    _signalling = 0
+    _ck_child: Process | None = None
+    _ck_declared: Mapping[str, Any] = types.MappingProxyType({})
+    _ck_signalling = 0
 
     def __init__(
         self, args: Any = None, *others: Any, spec: Spec | None = None, **keywords: Any
@@ -130,18 +130,18 @@ class Popen(StockPopen):  # type: ignore[type-arg]
             msg = "give args, or a declaration as spec="
             raise TypeError(msg)
         if declared:
-            self._declared = declared
+            self._ck_declared = declared
         super().__init__(args, *others, **keywords)
 
     @property
     def pidfd(self) -> int:
         """Its pidfd: readable when it has ended. -1 once it has been reaped."""
-        return -1 if self._child is None else self._child.pidfd
+        return -1 if self._ck_child is None else self._ck_child.pidfd
 
     @property
     def exit(self) -> Exit | None:
         """How it ended, with what it used: seconds, KiB; None until it has been reaped."""
-        return None if self._child is None else self._child.exit
+        return None if self._ck_child is None else self._ck_child.exit
 
     def _execute_child(  # noqa: PLR0917 - the standard library's own seam
         self,
@@ -179,9 +179,9 @@ class Popen(StockPopen):  # type: ignore[type-arg]
             cwd, restore_signals, gid, gids, uid, umask, start_new_session, process_group
         )  # fmt: skip
         streams, slots = streams_of((p2cread, c2pwrite, errwrite), pass_fds, close_fds)
-        self._handle_lock = RLock()
+        self._ck_handle_lock = RLock()
         try:
-            program = compiled(values, streams, self._declared, argv, path, env)
+            program = compiled(values, streams, self._ck_declared, argv, path, env)
             process = program.spawn(**slots)
         except SpawnError as error:
             if error.phase == "exec":
@@ -194,28 +194,28 @@ class Popen(StockPopen):  # type: ignore[type-arg]
             refuse_likewise(argv, env, cwd, [*slots.values(), *passed])
             raise
         process.of_others = False  # a fork of ours is told 0 at once, as by subprocess
-        self._child = process
+        self._ck_child = process
         self.pid = process.pid
         self._child_created = True
         if slots:
             close_theirs(self, (p2cread, p2cwrite), (c2pwrite, c2pread), (errwrite, errread))
 
-    def _ended(self, returncode: int) -> None:
+    def _ck_ended(self, returncode: int) -> None:
         """Note how it has ended. The caller has the lock of those who wait."""
         self.returncode = returncode
-        self._let_go()
+        self._ck_let_go()
 
-    def _let_go(self) -> None:
+    def _ck_let_go(self) -> None:
         """Close the pidfd of a child that was reaped, unless it is just being signalled."""
-        with self._handle_lock:
-            if not self._signalling and self._child is not None:
-                self._child.close()
+        with self._ck_handle_lock:
+            if not self._ck_signalling and self._ck_child is not None:
+                self._ck_child.close()
 
     def _internal_poll(self, _deadstate: int | None = None, **stock: Any) -> int | None:
         """Look whether it has ended. Nobody waits here, nor for another who waits."""
         if self.returncode is not None:
             return self.returncode
-        child = self._child
+        child = self._ck_child
         if child is None or child.pidfd < 0:  # garbage, whose handle went first
             return STOCK["_internal_poll"](self, _deadstate, **stock)  # type: ignore[no-any-return]
         if self._waitpid_lock.acquire(blocking=False):  # type: ignore[attr-defined]
@@ -223,9 +223,9 @@ class Popen(StockPopen):  # type: ignore[type-arg]
                 if self.returncode is None:
                     ended = child.poll()
                     if ended is not None:
-                        self._ended(ended.returncode)
+                        self._ck_ended(ended.returncode)
             except ChildProcessError:
-                self._ended(0 if _deadstate is None else _deadstate)
+                self._ck_ended(0 if _deadstate is None else _deadstate)
             finally:
                 self._waitpid_lock.release()  # type: ignore[attr-defined]
         return self.returncode
@@ -234,40 +234,40 @@ class Popen(StockPopen):  # type: ignore[type-arg]
         """Sleep until its pidfd says that it has ended, and reap it."""
         if self.returncode is not None:
             return self.returncode
-        child = self._child
+        child = self._ck_child
         if child is None or child.pidfd < 0:
             return STOCK["_wait"](self, timeout)  # type: ignore[no-any-return]
         lock: threading.Lock = self._waitpid_lock  # type: ignore[attr-defined]
         if timeout is None:
             with lock:
-                self._reap(child, None)
+                self._ck_reap(child, None)
             return self.returncode
         until = time.monotonic() + timeout
         if not lock.acquire(timeout=min(max(timeout, 0), threading.TIMEOUT_MAX)):
             raise TimeoutExpired(self.args, timeout)
         try:
-            self._reap(child, until - time.monotonic())
+            self._ck_reap(child, until - time.monotonic())
         except TimeoutError:
             raise TimeoutExpired(self.args, timeout) from None
         finally:
             lock.release()
         return self.returncode
 
-    def _reap(self, child: Process, timeout: float | None) -> None:
+    def _ck_reap(self, child: Process, timeout: float | None) -> None:
         """Wait for its end. The caller has the lock of those who wait."""
         if self.returncode is not None:
             return
         try:
-            self._ended(child.wait(timeout).returncode)
+            self._ck_ended(child.wait(timeout).returncode)
         except ChildProcessError:
-            self._ended(0)
+            self._ck_ended(0)
 
     def send_signal(self, sig: int) -> None:
         """Send a signal to this child and never to another: pidfd_send_signal.
 
         One that has ended is left alone. See: pidfd_send_signal(2).
         """
-        child = self._child
+        child = self._ck_child
         if child is None:
             STOCK["send_signal"](self, sig)
             return
@@ -275,17 +275,17 @@ class Popen(StockPopen):  # type: ignore[type-arg]
             return
         # Whoever reaps it meanwhile, a handler that interrupts this too, must not close the pidfd:
         # its number could be that of another child before it is used.
-        with self._handle_lock:
-            self._signalling += 1
+        with self._ck_handle_lock:
+            self._ck_signalling += 1
             try:
                 if child.pidfd >= 0:
                     child.send_signal(sig)
             except ProcessLookupError:
                 pass
             finally:
-                self._signalling -= 1
+                self._ck_signalling -= 1
                 if self.returncode is not None:
-                    self._let_go()
+                    self._ck_let_go()
 
 
 def close_theirs(popen: Any, *ends: tuple[int, int]) -> None:

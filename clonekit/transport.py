@@ -29,19 +29,19 @@ SOON = 0.001
 class Watched(Popen):
     """A Popen whose pidfd stays open, while a loop watches it, when somebody else has reaped it."""
 
-    _watched = True
+    _ck_watched = True
 
-    def _let_go(self) -> None:
-        if not self._watched:
-            super()._let_go()
+    def _ck_let_go(self) -> None:
+        if not self._ck_watched:
+            super()._ck_let_go()
 
     def _internal_poll(self, _deadstate: int | None = UNKNOWN, **stock: Any) -> int | None:
         return super()._internal_poll(_deadstate, **stock)
 
     def unwatched(self) -> None:
         """The loop has forgotten the pidfd of this child, which was reaped."""
-        self._watched = False
-        self._let_go()
+        self._ck_watched = False
+        self._ck_let_go()
 
 
 class Pipe(asyncio.Protocol):

@@ -183,7 +183,7 @@ def wait():
     while not ends:
         status = random.randrange(256)
         process = subprocess.Popen(["sh", "-c", f"sleep 0.00{random.randrange(3)}; exit {status}"])
-        kinds.add(("Popen", process.__dict__.get("_child") is None))
+        kinds.add(("Popen", process.__dict__.get("_ck_child") is None))
         call = random.choice((process.wait, lambda: process.wait(60), process.communicate))
         call()
         if process.returncode != status:

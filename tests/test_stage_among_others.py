@@ -59,6 +59,7 @@ def test_a_copy_of_us_that_was_forked_meanwhile_holds_nobody() -> None:
         while go_on and len(forked) < MOST_COPIES:  # a slow machine gets no more of them
             pid = os.fork()
             if pid == 0:
+                signal.alarm(2 * PATIENCE)
                 signal.pause()
             forked.append(pid)
 

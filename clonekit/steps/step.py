@@ -153,7 +153,8 @@ class Step:
         try:
             yield from self.kind.function(*self.arguments, **self.keywords)
         except WRONG_TYPES as error:
-            raise not_taken(repr(self), self.kind, error) from error
+            why = text_for_number(self.kind, self.arguments) or error
+            raise not_taken(repr(self), self.kind, why) from error
 
     def __repr__(self) -> str:
         inside = [readable(value) for value in self.arguments]
@@ -164,7 +165,19 @@ class Step:
         return f"{self.kind.name}({', '.join(inside)})"
 
 
-def not_taken(what: str, kind: Kind, error: Exception) -> DeclarationError:
+def text_for_number(kind: Kind, arguments: tuple[Any, ...]) -> str:
+    """What to say of text where a number is wanted, instead of Python's own words."""
+    annotations = kind.function.__annotations__
+    for (name, wanted), value in zip(annotations.items(), arguments, strict=False):
+        if isinstance(value, str) and wanted in ("int", "float"):
+            octal = value[1:] if value[:1] == "0" else ""
+            number = f"0o{octal}" if octal.isdigit() else value
+            as_that = f", as {number}" if value.isdigit() else ""
+            return f"{name} is {value!r}, which is text; give a number{as_that}"
+    return ""
+
+
+def not_taken(what: str, kind: Kind, error: Exception | str) -> DeclarationError:
     """What a value is, and what the step takes instead."""
     if isinstance(error, DeclarationError):
         return error
