@@ -25,6 +25,7 @@ from subprocess import (
 )
 
 from clonekit.errors import DeclarationError, SpawnError
+from clonekit.linux.descriptors import close_all
 from clonekit.parameters import (
     asked,
     command,
@@ -109,7 +110,11 @@ class Popen(StockPopen):  # type: ignore[type-arg]
             raise TypeError(msg)
         if declared:
             self._declared = declared
-        super().__init__(args, *others, **keywords)
+        try:
+            super().__init__(args, *others, **keywords)
+        except BaseException:
+            discard(self)
+            raise
 
     @property
     def pidfd(self) -> int:
@@ -160,7 +165,8 @@ class Popen(StockPopen):  # type: ignore[type-arg]
         self._handle_lock = RLock()
         try:
             program = compiled(values, streams, self._declared, argv, path, env)
-            process = program.spawn(**slots)
+            child = self._child = program.handle()
+            program.begin(child, slots)
         except SpawnError as error:
             if error.phase == "exec":
                 error.filename = name
@@ -171,8 +177,7 @@ class Popen(StockPopen):  # type: ignore[type-arg]
             passed = [fd for fd in pass_fds if fd >= 0]
             refuse_likewise(argv, env, cwd, [*slots.values(), *passed])
             raise
-        self._child = process
-        self.pid = process.pid
+        self.pid = child.pid
         self._child_created = True
         if slots:
             close_theirs(self, (p2cread, p2cwrite), (c2pwrite, c2pread), (errwrite, errread))
@@ -193,7 +198,8 @@ class Popen(StockPopen):  # type: ignore[type-arg]
         if self.returncode is not None:
             return self.returncode
         child = self._child
-        if child is None or child.pidfd < 0:  # garbage, whose handle went first
+        if child is None or child.pidfd < 0 or (_deadstate == sys.maxsize and not child._is_own()):  # noqa: SLF001
+            # Garbage: its handle went first, or this is a copy of us.
             return STOCK["_internal_poll"](self, _deadstate, **stock)  # type: ignore[no-any-return]
         if self._waitpid_lock.acquire(blocking=False):  # type: ignore[attr-defined]
             try:
@@ -267,13 +273,22 @@ class Popen(StockPopen):  # type: ignore[type-arg]
 
 def close_theirs(popen: Any, *ends: tuple[int, int]) -> None:
     """Close the child's ends of the pipes, as its `_close_pipe_fds` would, in half of the time."""
+    closing = [theirs for theirs, ours in ends if ours != -1]
     devnull = getattr(popen, "_devnull", None)
-    for theirs, ours in ends:
-        if ours != -1:
-            os.close(theirs)
     if devnull is not None:
-        os.close(devnull)
+        closing.append(devnull)
     popen._closed_child_pipe_fds = True  # noqa: SLF001 - what looks at it is the standard library
+    close_all(closing)
+
+
+def discard(popen: Any) -> None:
+    """End the child of one that is not to be had: whoever makes it was interrupted."""
+    if popen._child_created:  # noqa: SLF001 - as above
+        popen._child_created = False  # noqa: SLF001 - nobody is warned of it
+        popen._child.__exit__(None, None, None)  # noqa: SLF001 - our own
+        for file in (popen.stdin, popen.stdout, popen.stderr):
+            if file is not None:
+                file.close()
 
 
 def refuse_likewise(argv: Sequence[Any], env: Any, cwd: Any, fds: Sequence[int]) -> None:

@@ -10,7 +10,7 @@ import time
 from os import CLD_DUMPED, CLD_EXITED, CLD_KILLED
 
 from clonekit.linux.abi import NUMBERS, ffi, lib
-from clonekit.linux.block import Block
+from clonekit.linux.block import Owned, here
 from clonekit.linux.pidfd import exit_code, pidfd_getfd, pidfd_info
 
 TYPE_CHECKING = False
@@ -98,7 +98,7 @@ def name_of_signal(number: int) -> str:
         return str(number)
 
 
-class Process(Block):
+class Process(Owned):
     """A process that was spawned, held by its pidfd.
 
     As a context manager it leaves neither a stray child nor a zombie: at the block's end a child
@@ -120,6 +120,7 @@ class Process(Block):
         self.argv = tuple(argv)
         self._exit: Exit | None = None
         self._waiting: list[None] = []  # one for each thread in waitid
+        self._maker = here()
 
     @classmethod
     def from_pid(cls, pid: int) -> Self:
@@ -279,11 +280,11 @@ class Process(Block):
         self.pid, self._pidfd = outcome.pid, outcome.pidfd
         outcome.pidfd = -1
 
-    def become(self, other: Process) -> None:
-        """Hold another process, which has taken the place of this one."""
+    def become(self, other: Any) -> None:
+        """Hold the process of another handle instead, which holds none then."""
         self.close()
-        self.pid, self._pidfd, self._exit = other.pid, other._pidfd, None
-        other._pidfd = -1
+        self.pid, self._pidfd, self._exit = other.pid, other._pidfd, None  # noqa: SLF001
+        other._pidfd = -1  # noqa: SLF001 - our own
 
     def hold(self) -> None:
         """It has begun, and needs no holding."""
@@ -306,10 +307,6 @@ class Process(Block):
         finally:
             self.close()
 
-    def __del__(self) -> None:
-        if getattr(self, "_pidfd", -1) >= 0:
-            self.close()
-
     def __repr__(self) -> str:
         state = "running" if self._exit is None else f"ended {self._exit.how}"
         name = f" {os.fsdecode(self.argv[0])!r}" if self.argv else ""
@@ -317,10 +314,5 @@ class Process(Block):
 
 
 def blank(argv: Sequence[Any]) -> Process:
-    """The handle of a child that is yet to be spawned, so that nothing is between it and that."""
+    """The handle of a child that is yet to be made, so that the child has an owner at once."""
     return Process(_MAKING, -1, -1, argv)
-
-
-def made(pid: int, pidfd: int, argv: Sequence[Any]) -> Process:
-    """The handle of a child that was just spawned."""
-    return Process(_MAKING, pid, pidfd, argv)
