@@ -256,9 +256,9 @@ ck_abandon(struct ck_driven *driven)
 {
     struct ck_outcome outcome;
 
-    if (driven->memory && driven->owner == getpid())
+    if (driven->memory && driven->owner != getpid())
+        return;                         /* its descriptors' numbers may be those of others there */
+    if (driven->memory)
         ck_end(driven, 1, &outcome);
-    else if (driven->memory)
-        close(driven->pidfd);
     close_channel(driven);
 }

@@ -8,7 +8,7 @@ import os
 import time
 
 from clonekit.linux import cgroup2, cgroup_parent, cgroup_tree
-from clonekit.linux.block import Block
+from clonekit.linux.block import Owned, here
 from clonekit.linux.cgroup2 import name_of, parsed, unused_name
 from clonekit.linux.cgroup_limits import controllers_of, lines_of, set_lines
 
@@ -23,7 +23,7 @@ PATIENCE = 10.0  # seconds
 MOST_TRIES = 16  # against a process of our own uid that takes our rights to the group away
 
 
-class Cgroup(Block):
+class Cgroup(Owned):
     """A cgroup of version 2, made here: `with Cgroup(limits=...) as it: spawn(..., cgroup=it)`.
 
     At the block's end all that is in it is killed and it is removed, whatever the child left behind
@@ -52,7 +52,7 @@ class Cgroup(Block):
     Since: Linux 5.7 to begin in it. See: cgroups(7).
     """
 
-    __slots__ = ("__weakref__", "_fd", "_maker", "name")
+    __slots__ = ("__weakref__", "_fd", "_made", "name")
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Cgroup(Block):
         owner: int | tuple[int, int] | None = None,
         leaf: str | None = None,
     ) -> None:
-        self._fd, self._maker = -1, os.getpid()
+        self._fd, self._made, self._maker = -1, True, here()
         self.name = name_of(name) if name is not None else unused_name()
         lines = lines_of(limits or {})
         ids = cgroup_parent.owner_of(owner)
@@ -102,7 +102,7 @@ class Cgroup(Block):
         Raises: DeclarationError for what is no group of version 2.
         """
         self = cls.__new__(cls)
-        self._fd = self._maker = -1
+        self._fd, self._made, self._maker = -1, False, here()
         self._fd = cgroup2.open_group(path)
         self.name = cgroup_tree.name_in_parent(self._fd)
         return self
@@ -288,12 +288,14 @@ class Cgroup(Block):
             os.close(fd)
 
     def _leave(self) -> None:
-        if self._fd >= 0 and self._maker == os.getpid():
+        if self._fd >= 0 and self._made and self.is_own():
             self.remove()
         self.close()
 
     def __del__(self) -> None:
-        if self._fd >= 0 and self._maker == os.getpid():
+        if not hasattr(self, "_maker") or not self.is_own():
+            return
+        if self._fd >= 0 and self._made:
             with contextlib.suppress(OSError):
                 self._is_removed(self._fd)
         self.close()

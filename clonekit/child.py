@@ -10,7 +10,7 @@ from socket import MSG_NOSIGNAL, SCM_RIGHTS, SOL_SOCKET
 from clonekit.completion import refuse_others
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import call, lib
-from clonekit.linux.block import Block
+from clonekit.linux.block import Block, here, is_here
 from clonekit.linux.memory import address
 from clonekit.manners import deadline_of
 from clonekit.orders import Order
@@ -55,7 +55,7 @@ class Child(Block):
 
     def __init__(self, pid: int, pidfd: int, deadline: float) -> None:
         self.pid = pid
-        self._owner = os.getpid()  # a copy that forks off has no business with the child
+        self._owner = here()  # a copy that forks off has no business with the child
         self._pidfd = pidfd
         self._fds: list[ChildFd] = []
         self.deadline = deadline_of(deadline)
@@ -190,7 +190,7 @@ class Child(Block):
 
     def _is_ours(self) -> bool:
         """Whether this process is the one that made the child, not a copy that has forked off."""
-        return os.getpid() == self._owner
+        return is_here(self._owner)
 
     def check(self) -> None:
         """Whether it can be driven from here.
@@ -200,7 +200,7 @@ class Child(Block):
         """
         self.fileno()
         if not self._is_ours():
-            msg = f"child {self.pid} is that of process {self._owner}, of which this is a copy"
+            msg = f"child {self.pid} is that of process {self._owner[0]}, of which this is a copy"
             raise RuntimeError(msg)
 
     def _leave(self) -> None:

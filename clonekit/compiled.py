@@ -10,6 +10,7 @@ from clonekit.assembler import Assembler
 from clonekit.completion import EXECUTE, OWN_TABLE
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import NUMBERS, ffi, lib
+from clonekit.linux.block import Owned, here
 from clonekit.records import (
     CALLER_MASK,
     CLEARED_DISPOSITIONS,
@@ -132,13 +133,15 @@ class Setup:
         program.clone_flags = self.clone_flags = flags
 
 
-class OurPidfd:
+class OurPidfd(Owned):
     """A pidfd of ours, for one spawn: it closes, too, with whoever is interrupted."""
 
     __slots__ = ("_open",)
 
     def __init__(self) -> None:
-        self._open = [os.pidfd_open(os.getpid())]
+        self._open: list[int] = []
+        self._maker = here()
+        self._open += map(os.pidfd_open, [os.getpid()])  # at once: no handler comes between
 
     @property
     def fd(self) -> int:
@@ -149,10 +152,6 @@ class OurPidfd:
         """Close it."""
         if self._open:
             os.close(self._open.pop())
-
-    def __del__(self) -> None:
-        if getattr(self, "_open", None):
-            self.close()
 
 
 class Compiled:

@@ -8,7 +8,7 @@ import time
 
 from clonekit.linux.abi import ffi, lib
 from clonekit.manners import SLICE
-from clonekit.process import Process, blank
+from clonekit.process import blank
 from clonekit.vforked import Trace, traced
 
 TYPE_CHECKING = False
@@ -194,11 +194,13 @@ def run(
     program: Any,
     values: list[int] | None,
     trace: list[object] | None,
+    handle: Any,
     undo: list[Callable[[], object]] | None = None,
-) -> tuple[Process, Trace | None]:
+) -> Trace | None:
     """Spawn the program with these input registers; trace it if `trace` is a list.
 
-    `undo` takes what would undo what was done for it, where it is not done with its exec.
+    `handle` is of `handle_of`, and has the child then. `undo` takes what would undo what was done
+    for it, where it is not done with its exec.
 
     Raises: SpawnError; one that is a TimeoutError at the deadline.
     """
@@ -208,32 +210,33 @@ def run(
         stamps = ffi.new("struct ck_stamp[]", len(program))
         start = ffi.new("uint64_t *")
         cycles = lib.ck_read_cycles(start)
-    driven, handle = Driven(), handle_of(program)
+    driven = Driven()
     parent, values = program.with_parent(values or [])
     try:
-        driven.begin(program, values, lib.CK_ENDS, stamps)
-        until = time.monotonic() + (float("inf") if deadline is None else deadline)
-        state = driven.attend(until)
-        outcome = driven.end(dead=state == RUNNING)
-        if outcome.stage == lib.CK_SPAWNED:
-            handle.adopt(outcome)
-            handle.hold()
+        try:
+            driven.begin(program, values, lib.CK_ENDS, stamps)
+            until = time.monotonic() + (float("inf") if deadline is None else deadline)
+            state = driven.attend(until)
+            outcome = driven.end(dead=state == RUNNING)
+            if outcome.stage == lib.CK_SPAWNED:
+                handle.adopt(outcome)
+                handle.hold()
+        finally:
+            if parent is not None:
+                parent.close()
+        kept = driven.keep() if outcome.stage == lib.CK_SPAWNED else []
+        if undo is not None:
+            undo += kept
     except BaseException:  # a handler of a signal has raised, perhaps
         driven.discard(handle)
         raise
-    finally:
-        if parent is not None:
-            parent.close()
     if outcome.stage != lib.CK_SPAWNED:
         from clonekit.failure import failure, late
 
         if state == RUNNING:
             raise late(program, outcome, deadline)
         raise failure(program, outcome, driven.refusal)
-    kept = driven.keep()
-    if undo is not None:
-        undo += kept
     if trace is None:
-        return handle, None
+        return None
     outcome.clone_after = lib.ck_read_cycles(ffi.new("uint64_t *"))
-    return handle, traced(stamps, outcome, cycles, start[0])
+    return traced(stamps, outcome, cycles, start[0])

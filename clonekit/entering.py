@@ -8,9 +8,9 @@ import select
 import signal
 
 from clonekit.errors import DeclarationError, SpawnError
-from clonekit.linux.block import Block
+from clonekit.linux.block import Owned, here
 from clonekit.linux.pidfd import number_in_proc
-from clonekit.spec import spawn
+from clonekit.spec import Spec
 from clonekit.steps.namespaces import FLAGS
 
 TYPE_CHECKING = False
@@ -27,7 +27,7 @@ MOST_CGROUPS = 1 << 16
 PF_EXITING = 4
 
 
-class Entrance(Block):
+class Entrance(Owned):
     """What it takes to be beside a process that runs, as fields of a declaration.
 
     It owns descriptors, which `close` or the end of the block closes: they name the process that it
@@ -49,6 +49,7 @@ class Entrance(Block):
         cgroup: bool = False,
     ) -> None:
         self._own: list[int] = []
+        self._maker = here()
         self._process = process
         self.fields: dict[str, Any] = {}
         self.names: tuple[str, ...] = ()
@@ -115,10 +116,6 @@ class Entrance(Block):
         while self._own:
             os.close(self._own.pop())
 
-    def __del__(self) -> None:
-        if getattr(self, "_own", None):
-            self.close()
-
 
 def refuse_ended(pid: int, pidfd: int) -> None:
     """See that a process has not begun to end: it loses its namespaces before its pidfd tells.
@@ -171,6 +168,14 @@ def group_of(directory: int) -> int:
     return open_group(path)
 
 
+def refuse_both(fields: Iterable[str], declaration: Iterable[str]) -> None:
+    """What is that of the process is not declared."""
+    for field in fields:
+        if field in declaration:
+            msg = f"{field} is that of the process that is entered; leave it out"
+            raise DeclarationError(msg)
+
+
 def enter(
     process: Process | int,
     argv: Sequence[Text],
@@ -191,15 +196,20 @@ def enter(
     Raises: ProcessLookupError, PermissionError without the right to trace it; as `spawn` otherwise.
     See: setns(2), nsenter(1).
     """
-    with Entrance(process, names, root=root, cgroup=cgroup) as entrance:
-        for field in entrance.fields:
-            if field in declaration:
-                msg = f"{field} is that of the process that is entered; leave it out"
-                raise DeclarationError(msg)
-        try:
-            made: Process = spawn(argv, **entrance.fields, **declaration)
-        except SpawnError as error:
-            if error.phase == "join" or error.signal == signal.SIGKILL:
-                entrance.refuse_ended()
-            raise
-        return made
+    handle: Any = None
+    try:
+        with Entrance(process, names, root=root, cgroup=cgroup) as entrance:
+            refuse_both(entrance.fields, declaration)
+            program = Spec(argv, **entrance.fields, **declaration).program()
+            handle = program.handle()
+            try:
+                program.begin(handle, {})
+            except SpawnError as error:
+                if error.phase == "join" or error.signal == signal.SIGKILL:
+                    entrance.refuse_ended()
+                raise
+    except BaseException:  # a handler of a signal may raise when there is a child already
+        if handle is not None:
+            handle.__exit__(None, None, None)
+        raise
+    return handle  # type: ignore[no-any-return]

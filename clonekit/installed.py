@@ -11,7 +11,7 @@ import warnings
 from asyncio import unix_events
 
 from clonekit.linux.block import Block
-from clonekit.popen import Popen
+from clonekit.popen import Popen, discard
 from clonekit.stock import STOCK, StockPopen
 from clonekit.streamed import (
     create_subprocess_exec,
@@ -153,7 +153,12 @@ class Installation(Block):
         ) -> None:
             ours = self._is_ours(preexec_fn)
             execute = vars(Popen)["_execute_child"] if ours else STOCK["_execute_child"]
-            execute(popen, args, executable, preexec_fn, *others)
+            try:
+                execute(popen, args, executable, preexec_fn, *others)
+            except BaseException:
+                if ours:
+                    discard(popen)
+                raise
             self._count(ours=ours)
 
         return _execute_child

@@ -13,7 +13,7 @@ from clonekit.errors import DeclarationError
 from clonekit.interface import Interface, checked, make_all
 from clonekit.interfaces import Macvlan, Move, Veth
 from clonekit.linux.abi import lib
-from clonekit.linux.block import Block
+from clonekit.linux.block import Owned, here
 from clonekit.rtnl import Rtnl, require_pyroute2
 
 TYPE_CHECKING = False
@@ -21,7 +21,7 @@ TYPE_CHECKING = False
 __all__ = ["Interface", "Macvlan", "Move", "Network", "Veth", "networks"]
 
 
-class Network(Block):
+class Network(Owned):
     """A network namespace that is held by a descriptor: `spawn(..., join=network.join)`.
 
     It ends when it is closed, and no process is in it. `networks()` makes some, and
@@ -38,6 +38,7 @@ class Network(Block):
         self._fd = fd
         self._users = users
         self._rtnl = rtnl
+        self._maker = here()
 
     def fileno(self) -> int:
         """The descriptor of the network namespace.
@@ -81,9 +82,6 @@ class Network(Block):
         for fd in fds:
             if fd >= 0:
                 os.close(fd)
-
-    def __del__(self) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<Network {os.fstat(self._fd).st_ino}>" if self._fd >= 0 else "<Network, closed>"

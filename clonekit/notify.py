@@ -9,7 +9,7 @@ import select
 import threading
 
 from clonekit.linux.abi import call, lib
-from clonekit.linux.block import Block
+from clonekit.linux.block import Owned, here
 from clonekit.linux.memory import address
 from clonekit.linux.pidfd import pidfd_getfd
 from clonekit.linux.seccomp import seccomp_notif_sizes
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Listener", "Request"]
 
 
-class Listener(Block):
+class Listener(Owned):
     """Where the calls arrive that a filter has for a supervisor: `Filter().notify(..., to=it)`.
 
         with Listener() as listener:
@@ -49,17 +49,17 @@ class Listener(Block):
     Since: Linux 5.0; that no process is left is told since 5.9. See: seccomp_unotify(2).
     """
 
-    __slots__ = ("_attending", "_closed", "_end", "_fd", "_maker", "_poll", "lock")
+    __slots__ = ("_attending", "_closed", "_end", "_fd", "_poll", "lock")
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self._fd = -1
-        self._maker = os.getpid()
         self._attending: list[int] = []
         self._closed = False
         self._end = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._poll = select.epoll()
         self._poll.register(self._end, select.EPOLLIN)
+        self._maker = here()
 
     def take(self, fd: int) -> None:
         """Own this descriptor of a listener from now on.
@@ -188,23 +188,19 @@ class Listener(Block):
         with self.lock:
             fd, self._fd = self._fd, -1
             if fd >= 0:
-                if self._is_own():
+                if self.is_own():
                     self._poll.unregister(fd)
                 os.close(fd)
 
-    def _is_own(self) -> bool:
-        """Whether we are no copy (fork), to which what is waited on is common with the original."""
-        return self._maker == os.getpid()
-
     def close(self) -> None:
         """Close it: unless somebody else holds it too, the calls that it was for fail (ENOSYS)."""
-        if not self._is_own():  # the threads that held the lock, or waited, are not in the copy
+        if not self.is_own():  # the threads that held the lock, or waited, are not in the copy
             self.lock = threading.RLock()
             self._attending = [each for each in self._attending if each == threading.get_ident()]
         with self.lock:
             if not self._closed:
                 self._give_up()
-                if self._is_own():
+                if self.is_own():
                     self.stop()
                 self._closed = True
                 self._dispose()
@@ -214,10 +210,6 @@ class Listener(Block):
         if self._closed and not self._attending and not self._poll.closed:
             self._poll.close()
             os.close(self._end)
-
-    def __del__(self) -> None:
-        if hasattr(self, "_poll"):
-            self.close()
 
     def __repr__(self) -> str:
         state = (

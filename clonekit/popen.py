@@ -25,6 +25,7 @@ from subprocess import (
 )
 
 from clonekit.errors import DeclarationError, SpawnError
+from clonekit.linux.descriptors import close_all
 from clonekit.parameters import (
     asked,
     command,
@@ -131,7 +132,11 @@ class Popen(StockPopen):  # type: ignore[type-arg]
             raise TypeError(msg)
         if declared:
             self._ck_declared = declared
-        super().__init__(args, *others, **keywords)
+        try:
+            super().__init__(args, *others, **keywords)
+        except BaseException:
+            discard(self)
+            raise
 
     @property
     def pidfd(self) -> int:
@@ -182,7 +187,8 @@ class Popen(StockPopen):  # type: ignore[type-arg]
         self._ck_handle_lock = RLock()
         try:
             program = compiled(values, streams, self._ck_declared, argv, path, env)
-            process = program.spawn(**slots)
+            child = self._ck_child = program.handle()
+            program.begin(child, slots)
         except SpawnError as error:
             if error.phase == "exec":
                 error.filename = name
@@ -193,9 +199,7 @@ class Popen(StockPopen):  # type: ignore[type-arg]
             passed = [fd for fd in pass_fds if fd >= 0]
             refuse_likewise(argv, env, cwd, [*slots.values(), *passed])
             raise
-        process.of_others = False  # a fork of ours is told 0 at once, as by subprocess
-        self._ck_child = process
-        self.pid = process.pid
+        self.pid = child.pid
         self._child_created = True
         if slots:
             close_theirs(self, (p2cread, p2cwrite), (c2pwrite, c2pread), (errwrite, errread))
@@ -216,7 +220,8 @@ class Popen(StockPopen):  # type: ignore[type-arg]
         if self.returncode is not None:
             return self.returncode
         child = self._ck_child
-        if child is None or child.pidfd < 0:  # garbage, whose handle went first
+        if child is None or child.pidfd < 0 or not child.is_own():
+            # Its handle went first, as garbage; or this is a copy of us, whose child it is not.
             return STOCK["_internal_poll"](self, _deadstate, **stock)  # type: ignore[no-any-return]
         if self._waitpid_lock.acquire(blocking=False):  # type: ignore[attr-defined]
             try:
@@ -235,7 +240,7 @@ class Popen(StockPopen):  # type: ignore[type-arg]
         if self.returncode is not None:
             return self.returncode
         child = self._ck_child
-        if child is None or child.pidfd < 0:
+        if child is None or child.pidfd < 0 or not child.is_own():
             return STOCK["_wait"](self, timeout)  # type: ignore[no-any-return]
         lock: threading.Lock = self._waitpid_lock  # type: ignore[attr-defined]
         if timeout is None:
@@ -290,13 +295,22 @@ class Popen(StockPopen):  # type: ignore[type-arg]
 
 def close_theirs(popen: Any, *ends: tuple[int, int]) -> None:
     """Close the child's ends of the pipes, as its `_close_pipe_fds` would, in half of the time."""
+    closing = [theirs for theirs, ours in ends if ours != -1]
     devnull = getattr(popen, "_devnull", None)
-    for theirs, ours in ends:
-        if ours != -1:
-            os.close(theirs)
     if devnull is not None:
-        os.close(devnull)
+        closing.append(devnull)
     popen._closed_child_pipe_fds = True  # noqa: SLF001 - what looks at it is the standard library
+    close_all(closing)
+
+
+def discard(popen: Any) -> None:
+    """End the child of one that is not to be had: whoever makes it was interrupted."""
+    if popen._child_created:  # noqa: SLF001 - as above
+        popen._child_created = False  # noqa: SLF001 - nobody is warned of it
+        popen._ck_child.__exit__(None, None, None)  # noqa: SLF001 - our own
+        for file in (popen.stdin, popen.stdout, popen.stderr):
+            if file is not None:
+                file.close()
 
 
 def refuse_likewise(argv: Sequence[Any], env: Any, cwd: Any, fds: Sequence[int]) -> None:

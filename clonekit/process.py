@@ -11,7 +11,7 @@ from _thread import get_native_id
 from os import CLD_DUMPED, CLD_EXITED, CLD_KILLED
 
 from clonekit.linux.abi import NUMBERS, ffi, lib
-from clonekit.linux.block import Block
+from clonekit.linux.block import Owned, here
 from clonekit.linux.pidfd import exit_code, pidfd_getfd, pidfd_info
 
 TYPE_CHECKING = False
@@ -99,7 +99,7 @@ def name_of_signal(number: int) -> str:
         return str(number)
 
 
-class Process(Block):
+class Process(Owned):
     """A process that was spawned, held by its pidfd.
 
     As a context manager it leaves neither a stray child nor a zombie: at the block's end a child
@@ -108,11 +108,9 @@ class Process(Block):
     Attributes:
         pid: its number here; meaningful until it is reaped.
         argv: what it was started with, or an empty tuple for one that was not started here.
-        of_others: whether the end of a process that is no child of ours is waited for, too. A
-            spawned one is none in a fork of ours.
     """
 
-    __slots__ = ("__weakref__", "_exit", "_pidfd", "_waiting", "argv", "of_others", "pid")
+    __slots__ = ("__weakref__", "_exit", "_pidfd", "_waiting", "argv", "pid")
 
     def __init__(self, token: object, pid: int, pidfd: int, argv: Sequence[Any] = ()) -> None:
         if token is not _MAKING:
@@ -121,11 +119,9 @@ class Process(Block):
         self.pid = pid
         self._pidfd = pidfd
         self.argv = tuple(argv)
-        self.of_others = True
         self._exit: Exit | None = None
-        self._waiting: list[
-            int
-        ] = []  # the thread of each that is in waitid, by the kernel's number
+        self._waiting: list[int] = []  # the thread of each in waitid, by the kernel's number
+        self._maker = here()
 
     @classmethod
     def from_pid(cls, pid: int) -> Self:
@@ -233,9 +229,9 @@ class Process(Block):
     def _kept_status(self, options: int) -> None:
         """The status of a process that somebody else reaped, where the kernel keeps it."""
         waits = not options & os.WNOHANG
-        is_child = self._is_child()  # whom another thread is just reaping
-        code = exit_code(self.fileno(), wait=waits and (is_child or self.of_others))
-        if code is None and not waits and (is_child or (self.of_others and not self._ready(0))):
+        reaping = not waits and self._is_child()  # another thread of ours, just now
+        code = exit_code(self.fileno(), wait=waits)
+        if code is None and not waits and (reaping or not self._ready(0)):
             return
         if code is None:
             msg = (
@@ -295,11 +291,11 @@ class Process(Block):
         self.pid, self._pidfd = outcome.pid, outcome.pidfd
         outcome.pidfd = -1
 
-    def become(self, other: Process) -> None:
-        """Hold another process, which has taken the place of this one."""
+    def become(self, other: Any) -> None:
+        """Hold the process of another handle instead, which holds none then."""
         self.close()
-        self.pid, self._pidfd, self._exit = other.pid, other._pidfd, None
-        other._pidfd = -1
+        self.pid, self._pidfd, self._exit = other.pid, other._pidfd, None  # noqa: SLF001
+        other._pidfd = -1  # noqa: SLF001 - our own
 
     def hold(self) -> None:
         """It has begun, and needs no holding."""
@@ -322,10 +318,6 @@ class Process(Block):
         finally:
             self.close()
 
-    def __del__(self) -> None:
-        if getattr(self, "_pidfd", -1) >= 0:
-            self.close()
-
     def __repr__(self) -> str:
         state = "running" if self._exit is None else f"ended {self._exit.how}"
         name = f" {os.fsdecode(self.argv[0])!r}" if self.argv else ""
@@ -339,10 +331,5 @@ def is_another_of_ours(thread: int) -> bool:
 
 
 def blank(argv: Sequence[Any]) -> Process:
-    """The handle of a child that is yet to be spawned, so that nothing is between it and that."""
+    """The handle of a child that is yet to be made, so that the child has an owner at once."""
     return Process(_MAKING, -1, -1, argv)
-
-
-def made(pid: int, pidfd: int, argv: Sequence[Any]) -> Process:
-    """The handle of a child that was just spawned."""
-    return Process(_MAKING, pid, pidfd, argv)

@@ -11,6 +11,7 @@ import os
 from clonekit.arrange import ABOVE, Arranged
 from clonekit.compiled import Compiled, Setup
 from clonekit.completion import completed, needs_stage, suspension
+from clonekit.driven import handle_of
 from clonekit.driven import run as run_driven
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import lib
@@ -117,30 +118,49 @@ class Program(Compiled):
         Raises: SpawnError naming the step that failed, TimeoutError too for one that was not done
             by the deadline; DeclarationError for slots.
         """
-        if self.rest is not None:
-            from clonekit.staged import run as run_staged
+        return self.spawned(slots)
 
-            return run_staged(self, slots, None)[0]
-        values = self.values(slots) if slots or self.setup.inputs else None
-        drive = run_vforked if self.setup.manner.holds else run_driven
-        return drive(self, values, None)[0]
+    def spawned(self, slots: Mapping[str, object]) -> Process:
+        """As `spawn`, of a mapping: Python does not look for signals when this has come back."""
+        handle: Process = self.handle()
+        self.begin(handle, slots)
+        return handle
 
     def trace(self, **slots: object) -> tuple[Process, Trace]:
         """As `spawn`, with each call's result and time, which are taken without a system call."""
-        if self.rest is not None:
-            from clonekit.staged import run as run_staged
+        handle = self.handle()
+        trace = self.begin(handle, slots, [])
+        return handle, trace  # type: ignore[return-value]
 
-            return run_staged(self, slots, [])  # type: ignore[return-value]
-        drive = run_vforked if self.setup.manner.holds else run_driven
-        process, trace = drive(self, self.values(slots), [])
-        return process, trace  # type: ignore[return-value]
+    def handle(self) -> Any:
+        """The handle of a child that is yet to be made: a Process, or a Suspended."""
+        return handle_of(self)
+
+    def begin(
+        self, handle: Any, slots: Mapping[str, object], trace: list[object] | None = None
+    ) -> Trace | None:
+        """Begin it in a new child, which belongs to the handle from the moment when there is one.
+
+        Whatever is raised, by the handler of a signal too, there is no child then.
+        """
+        try:
+            if self.rest is not None:
+                from clonekit.staged import run as run_staged
+
+                return run_staged(self, slots, trace, handle)
+            values = self.values(slots) if slots or self.setup.inputs else None
+            drive = run_vforked if self.setup.manner.holds else run_driven
+            return drive(self, values, trace, handle)
+        except BaseException:
+            handle.__exit__(None, None, None)
+            raise
 
     def __repr__(self) -> str:
         return (
             f"<Program {list(self.argv)!r}: {len(self.setup.steps) + 1} steps, {len(self)} records>"
         )
 
-    def values(self, slots: dict[str, object], own: Mapping[str, int] = NO_VALUES) -> list[int]:
+    def values(self, slots: Mapping[str, object], own: Mapping[str, int] = NO_VALUES) -> list[int]:
         """The input registers of one spawn, of them our own."""
         setup = self.setup
         if slots.keys() != setup.slots:

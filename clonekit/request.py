@@ -7,6 +7,7 @@ import os
 import struct
 
 from clonekit.linux.abi import call, lib, name_of
+from clonekit.linux.block import here, is_here
 from clonekit.linux.memory import address as address_of
 from clonekit.linux.seccomp import AUDIT_ARCH, seccomp_notif_sizes
 
@@ -46,13 +47,13 @@ class Request:
     """
 
     __slots__ = (
-        "_listener", "_memory", "answered", "architecture", "arguments", "id",
+        "_listener", "_maker", "_memory", "answered", "architecture", "arguments", "id",
         "instruction_pointer", "number", "pid",
     )  # fmt: skip
 
     def __init__(self, listener: Listener, notif: bytes | bytearray) -> None:
         self._listener = listener
-        self._memory = -1
+        self._memory, self._maker = -1, here()
         self.answered = False
         self.arguments: tuple[int, ...]
         (
@@ -258,7 +259,7 @@ class Request:
             os.close(fd)
 
     def __del__(self) -> None:
-        if getattr(self, "_memory", -1) >= 0:
+        if getattr(self, "_memory", -1) >= 0 and is_here(self._maker):
             self._close()
 
     def __repr__(self) -> str:

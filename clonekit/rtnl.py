@@ -13,6 +13,7 @@ import time
 
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import call, lib
+from clonekit.linux.block import Owned, here
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def require_pyroute2() -> None:
         raise DeclarationError(msg) from error
 
 
-class Rtnl:
+class Rtnl(Owned):
     """A netlink socket, owned by this object.
 
     A request acts in the namespace in which the socket was opened. The kernel asks for
@@ -62,6 +63,7 @@ class Rtnl:
         self._asked = 0
         self._namespace = -1
         self._socket = socket.socket(fileno=fd)
+        self._maker = here()
         for option in (_CAP_ACK, _EXT_ACK):
             self._socket.setsockopt(_SOL_NETLINK, option, 1)
 
@@ -126,8 +128,9 @@ class Rtnl:
             os.close(namespace)
 
     def __del__(self) -> None:
-        if hasattr(self, "_socket"):
-            self.close()
+        if hasattr(self, "_maker") and not self.is_own():
+            self._socket.detach()  # else it closes by itself
+        super().__del__()
 
     # Requests. Each raises OSError with the kernel's errno, and its words where it has some.
 

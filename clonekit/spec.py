@@ -144,7 +144,7 @@ class Spec:
 
     def spawn(self, **slots: object) -> Process:
         """Compile it and spawn it once."""
-        return self.program().spawn(**slots)
+        return self.program().spawned(slots)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Spec):

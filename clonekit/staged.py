@@ -13,16 +13,17 @@ from clonekit.driven import run as run_driven
 from clonekit.driven import undo_all
 from clonekit.failure import failure, late
 from clonekit.linux.abi import LAST_ERRNO, ffi, lib
+from clonekit.linux.descriptors import close_all
 from clonekit.linux.execution import SealedProgram
 from clonekit.linux.privilege import is_privileged
-from clonekit.process import Process, blank
+from clonekit.process import Process
 from clonekit.stage import ANSWER_AT, REPORT, REPORT_AT
 from clonekit.steps.memory import ALIVE, PLAN, STAGE
 from clonekit.vforked import run as run_vforked
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from clonekit.program import Program
     from clonekit.vforked import Trace
@@ -52,9 +53,11 @@ def first_stage() -> int:
 
 
 def run(
-    program: Program, slots: dict[str, object], trace: list[object] | None
-) -> tuple[Process, Trace | None]:
+    program: Program, slots: Mapping[str, object], trace: list[object] | None, process: Process
+) -> Trace | None:
     """Spawn a program that has a second part; trace both if `trace` is a list.
+
+    The handle owns the child from the moment when there is one.
 
     Raises: SpawnError naming the step that failed, of either part.
     """
@@ -62,7 +65,6 @@ def run(
     until = time.monotonic() + (float("inf") if deadline is None else deadline)
     opened: list[int] = []
     undo: list[Callable[[], object]] = []
-    process = blank(program.argv)
     try:
         plan = os.memfd_create("clonekit-plan", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         opened.append(plan)
@@ -74,10 +76,11 @@ def run(
         given = dict(zip(program.setup.inputs, values, strict=True))
         os.write(plan, program.rest.plan(given, traced=trace is not None))
         if program.setup.manner.holds:
-            process, times = run_vforked(program, values, trace, process)
+            times = run_vforked(program, values, trace, process)
         else:
-            process, times = run_driven(program, values, trace, undo)
-        os.close(opened.pop())
+            times = run_driven(program, values, trace, process, undo)
+        del opened[-1]
+        os.close(writer)
         judge(program, process, plan, ended=follow(program, process, reader, plan, until))
         if times is not None:
             times.add(program.rest.stamps(plan), lib.ck_read_cycles(ffi.new("uint64_t *")))
@@ -87,10 +90,9 @@ def run(
         undo_all(undo)
         raise
     else:
-        return process, times
+        return times
     finally:
-        for fd in opened:
-            os.close(fd)
+        close_all(opened)
 
 
 def follow(program: Program, process: Process, reader: int, plan: int, until: float) -> bool:

@@ -23,7 +23,7 @@ from clonekit.injection import AUXILIARY, MACHINES, Run, injected, placed
 from clonekit.linux.abi import call, errno_name, ffi, lib
 from clonekit.linux.memory import address as address_of
 from clonekit.manners import INJECTED
-from clonekit.process import made
+from clonekit.process import blank
 from clonekit.records import Fd
 from clonekit.steps.sandbox import set_attribute
 
@@ -336,6 +336,7 @@ class Suspended(Child):
         if self._busy:
             msg = "the process is at an order; resume it after that"
             raise RuntimeError(msg)
+        process = blank(self._argv)
         result = lib.ck_let_go(self._traced, self._mask)
         if result == -errno.ESRCH:
             raise self._gone()
@@ -344,29 +345,30 @@ class Suspended(Child):
             msg = f"ptrace: {errno_name(-result)}: are its registers valid?"
             raise OSError(-result, msg)
         self.state = "it was resumed; use what resume() has returned"
-        pidfd, self._pidfd = self._pidfd, -1
-        return made(self.pid, pidfd, self._argv)
+        process.become(self)
+        return process
 
     def kill(self) -> None:
         """End the process, and reap it. One that was resumed is not touched."""
-        pidfd, self._pidfd = self._pidfd, -1
-        if pidfd < 0:
+        if self._pidfd < 0:
             return
         self.state = "it was killed"
+        process = blank(self._argv)
+        process.become(self)
         if self._is_ours():
-            made(self.pid, pidfd, self._argv).__exit__(None, None, None)
+            process.__exit__(None, None, None)
         else:
-            os.close(pidfd)
+            process.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_pidfd", -1) >= 0:
+        if getattr(self, "_pidfd", -1) >= 0 and self._is_ours():
             self.kill()
 
     def _gone(self, order: Compiled | None = None, record: int = 0) -> SpawnError:
         """The error for a process that has ended; it is reaped."""
         self.state = "it has died"
-        pidfd, self._pidfd = self._pidfd, -1
-        with made(self.pid, pidfd, self._argv) as process:
+        with blank(self._argv) as process:
+            process.become(self)
             ended = process.wait()
         details = {} if order is None else details_of(order, one(order, record))
         own = {"step": f"suspended child {self.pid}", "phase": "suspended", "arguments": "ptrace"}

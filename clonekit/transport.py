@@ -14,7 +14,8 @@ import warnings
 from asyncio.log import logger
 from signal import SIGKILL, SIGTERM
 
-from clonekit.popen import Popen
+from clonekit.linux.block import here, is_here
+from clonekit.popen import Popen, discard
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -100,12 +101,18 @@ class Transport(asyncio.SubprocessTransport):
         self._untold: list[tuple[str, tuple[Any, ...]]] | None = []
         self._waiters: set[asyncio.Future[None]] = set()
         self._returncode: int | None = None
-        child = Watched(args, bufsize=0, **keywords)
-        self._extra["subprocess"] = child  # type: ignore[attr-defined]
-        self._proc: Watched | None = child
-        self._pid = child.pid
-        files = (child.stdin, child.stdout, child.stderr)
-        self._pipes = {n: Pipe(self, n, file) for n, file in enumerate(files) if file is not None}
+        self._maker = here()
+        child = Watched.__new__(Watched)
+        try:
+            Watched.__init__(child, args, bufsize=0, **keywords)
+            self._extra["subprocess"] = child  # type: ignore[attr-defined]
+            self._proc: Watched | None = child
+            self._pid = child.pid
+            files = enumerate((child.stdin, child.stdout, child.stderr))
+            self._pipes = {n: Pipe(self, n, file) for n, file in files if file is not None}
+        except BaseException:  # a handler of a signal may raise when there is a child already
+            discard(child)
+            raise
         self._closed = False
 
     # What the loop sees of the child.
@@ -263,7 +270,7 @@ class Transport(asyncio.SubprocessTransport):
         return self._returncode
 
     def __del__(self) -> None:
-        if not self._closed:
+        if not self._closed and is_here(self._maker):
             msg = f"unclosed transport {self!r}"
             warnings.warn(msg, ResourceWarning, stacklevel=1, source=self)
             if not self._loop.is_closed():

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from clonekit.linux.abi import ffi, lib
-from clonekit.process import Process, made
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
+    from clonekit.process import Process
     from clonekit.program import Program
 
 
@@ -45,11 +45,11 @@ def run(
     program: Program,
     values: list[int] | None,
     trace: list[object] | None,
-    handle: Process | None = None,
-) -> tuple[Process, Trace | None]:
+    handle: Process,
+) -> Trace | None:
     """Spawn the program with these input registers; trace it if `trace` is a list.
 
-    A `handle` owns the child from the moment when there is one, whatever is raised after that.
+    The handle owns the child from the moment when there is one, whatever is raised after that.
 
     Raises: SpawnError.
     """
@@ -65,13 +65,11 @@ def run(
         start = ffi.new("uint64_t *")
         cycles = lib.ck_read_cycles(start)
     try:
-        lib.ck_spawn(program.struct, inputs, stamps, outcome)
-        if handle is not None and outcome.stage == lib.CK_SPAWNED:
-            handle.adopt(outcome)
-    except BaseException:  # a signal's handler raised: signals waited for the call to come back
-        if outcome.pid and outcome.stage == lib.CK_SPAWNED and outcome.pidfd >= 0:
-            made(outcome.pid, outcome.pidfd, ()).__exit__(None, None, None)
-        raise
+        try:
+            lib.ck_spawn(program.struct, inputs, stamps, outcome)
+        finally:  # handlers of signals run when a call comes back or begins: there is none here
+            if outcome.pid and outcome.stage == lib.CK_SPAWNED:
+                handle.pid, handle._pidfd = outcome.pid, outcome.pidfd  # noqa: SLF001 - as adopt()
     finally:
         if parent is not None:
             parent.close()
@@ -79,10 +77,7 @@ def run(
         from clonekit.failure import failure
 
         raise failure(program, outcome)
-    process = handle or made(outcome.pid, outcome.pidfd, program.argv)
-    if trace is None:
-        return process, None
-    return process, traced(stamps, outcome, cycles, start[0])
+    return None if trace is None else traced(stamps, outcome, cycles, start[0])
 
 
 def traced(stamps: Iterable[Any], outcome: Any, cycles: int, start: int) -> Trace:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 from clonekit.linux.abi import call
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 LAST = 0xFFFFFFFF
 #: The calls whose result is a new descriptor; fcntl's may be one.
@@ -29,3 +35,9 @@ def close_range(first: int, last: int = LAST, flags: int = 0) -> None:
     Since: Linux 5.9; CLOSE_RANGE_CLOEXEC 5.11. See: close_range(2).
     """
     call("close_range", first, last, flags)
+
+
+def close_all(fds: Iterable[int]) -> None:
+    """Close these. A handler of a signal that raises something runs before it or after all."""
+    closing = map(os.close, fds)
+    list(closing)

@@ -6,7 +6,7 @@ import errno
 import os
 
 from clonekit.linux.abi import call, ffi, lib, refuse_nul
-from clonekit.linux.block import Block
+from clonekit.linux.block import Owned, here
 from clonekit.linux.memory import address
 
 TYPE_CHECKING = False
@@ -152,7 +152,7 @@ def _without_side_effects(check: Callable[[], None]) -> None:
         raise raised[0]
 
 
-class SealedProgram(Block):
+class SealedProgram(Owned):
     """A copy of a program in memory that nobody can change: memfd_create, sealed.
 
     Made from a path, or from bytes that are the program itself. Give it to a declaration as
@@ -174,7 +174,7 @@ class SealedProgram(Block):
     name: str
 
     def __init__(self, program: Text, name: str | None = None) -> None:
-        self._fd = -1
+        self._fd, self._maker = -1, here()
         if name is None:
             name = "program" if isinstance(program, bytes) else os.path.basename(program)  # noqa: PTH119 - pathlib is slow to import
         self.name = name
@@ -207,9 +207,6 @@ class SealedProgram(Block):
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
-
-    def __del__(self) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<SealedProgram {self.name!r}{', closed' * (self._fd < 0)}>"

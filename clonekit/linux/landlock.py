@@ -9,7 +9,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from clonekit.linux.abi import call, lib
-from clonekit.linux.block import Block
+from clonekit.linux.block import Owned, here
 from clonekit.linux.landlock_rules import NOT_HERE, OF_FILES, Restrictions, rules_of
 from clonekit.linux.memory import address
 
@@ -90,7 +90,7 @@ def restrict_self(ruleset: int, flags: int = 0) -> None:
     call("landlock_restrict_self", ruleset, flags)
 
 
-class Ruleset(Block):
+class Ruleset(Owned):
     """A Landlock ruleset, made here and enforced elsewhere: `spawn(..., landlock=ruleset)`.
 
     What is named is restricted to what the list says; what is left out stays as it is.
@@ -136,7 +136,7 @@ class Ruleset(Block):
         scopes: int | Iterable[str] = 0,
         best_effort: bool = False,
     ) -> None:
-        self._fd = -1
+        self._fd, self._maker = -1, here()
         rules = rules_of(
             fs,
             [read, write, execute],
@@ -188,9 +188,6 @@ class Ruleset(Block):
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
-
-    def __del__(self) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         parts = [str(part.name) for part in self.enforced if part]

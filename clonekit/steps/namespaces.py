@@ -7,6 +7,7 @@ import os
 
 from clonekit.errors import DeclarationError
 from clonekit.linux.abi import ffi, lib, refuse_nul
+from clonekit.linux.block import here, is_here
 from clonekit.records import Call, Clone, Fd, OwnMemory, Slot
 from clonekit.steps.opening import write_file
 from clonekit.steps.step import Option, step
@@ -106,10 +107,11 @@ def enter_cgroup(group: str | os.PathLike[str] | object) -> Records:
 class OwnedFd:
     """A descriptor that closes with the program that needs it."""
 
-    __slots__ = ("_file", "fd")
+    __slots__ = ("_file", "_maker", "fd")
 
     def __init__(self, fd: int) -> None:
         self._file: tuple[int, int] | None = None
+        self._maker = here()
         self.fd = fd
         self._file = self._identity()
 
@@ -119,7 +121,8 @@ class OwnedFd:
 
     def __del__(self) -> None:
         try:
-            if self._file in (None, self._identity()):  # else the number is another's by now
+            # Else the number is another's by now, or may be: in a copy of us.
+            if is_here(self._maker) and self._file in (None, self._identity()):
                 os.close(self.fd)
         except OSError:
             pass
