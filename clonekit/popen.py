@@ -25,7 +25,6 @@ from subprocess import (
 )
 
 from clonekit.errors import DeclarationError, SpawnError
-from clonekit.linux.descriptors import close_all
 from clonekit.parameters import (
     asked,
     command,
@@ -295,12 +294,13 @@ class Popen(StockPopen):  # type: ignore[type-arg]
 
 def close_theirs(popen: Any, *ends: tuple[int, int]) -> None:
     """Close the child's ends of the pipes, as its `_close_pipe_fds` would, in half of the time."""
-    closing = [theirs for theirs, ours in ends if ours != -1]
     devnull = getattr(popen, "_devnull", None)
-    if devnull is not None:
-        closing.append(devnull)
-    popen._closed_child_pipe_fds = True  # noqa: SLF001 - what looks at it is the standard library
-    close_all(closing)
+    fds = [theirs for theirs, ours in ends if ours != -1]
+    closing = map(os.close, fds if devnull is None else (*fds, devnull))
+    try:
+        list(closing)  # a handler of a signal that raises something runs before this or after it
+    finally:
+        popen._closed_child_pipe_fds = True  # noqa: SLF001 - what looks at it is the standard library
 
 
 def discard(popen: Any) -> None:

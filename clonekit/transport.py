@@ -172,19 +172,11 @@ class Transport(asyncio.SubprocessTransport):
         for pipe in self._pipes.values():
             await pipe.connect(self._loop)
         self._watch()
-        untold, self._untold = self._untold or (), None
-        self._made()
+        untold, self._untold = [("connection_made", (self,)), *(self._untold or ())], None
         for what, values in untold:
             self.tell(what, *values)
         self.finish()
-
-    def _made(self) -> None:
-        """Tell the protocol of the connection, now: a turn of the loop costs as much as a pipe."""
-        try:
-            self._protocol.connection_made(self)
-        except Exception as error:  # noqa: BLE001 - as in a callback of the loop
-            told = {"message": "Exception in connection_made()", "exception": error}
-            self._loop.call_exception_handler({**told, "transport": self})
+        await asyncio.sleep(0)
 
     def abandon(self) -> None:
         """Kill it, as whoever wanted it does so no more. Its protocol, if not told, never is."""

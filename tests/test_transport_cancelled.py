@@ -72,7 +72,7 @@ def test_a_cancelled_creation_leaves_nothing(run: Run, create: Create) -> None:
         return found
 
     found = run(work)
-    assert found[1] or create is plain  # which has nothing to wait for
+    assert found[1]
     assert not found[-1]
 
 
@@ -80,7 +80,7 @@ def test_thousands_of_cancelled_creations_leave_nothing(run: Run) -> None:
     async def work() -> int:
         cancelled = 0
         for create in (plain, piped, brief):
-            for round_of in range(100):
+            for round_of in range(70):
                 turns = range(round_of % 2, TURNS)
                 done = await asyncio.gather(*(cancelled_after(each, create) for each in turns))
                 cancelled += sum(done)

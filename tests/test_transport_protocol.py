@@ -110,23 +110,3 @@ def test_closing_the_transport_of_a_child_that_has_ended_kills_nobody(run: Run) 
         assert transport.get_returncode() == 3
 
     run(work)
-
-
-def test_a_protocol_that_fails_at_first_is_told_all_the_same_and_the_loop_knows(run: Run) -> None:
-    class Failing(Told):
-        def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            super().connection_made(transport)
-            raise LookupError
-
-    async def work() -> None:
-        loop = asyncio.get_running_loop()
-        heard: list[Any] = []
-        loop.set_exception_handler(lambda _, context: heard.append(context["exception"]))
-        protocol = Failing()
-        transport = await transport_of(loop, protocol, ["true"], shell=False)
-        await protocol.lost
-        transport.close()
-        assert protocol.events == [("made",), ("exited",), ("lost",)]
-        assert [type(error) for error in heard] == [LookupError]
-
-    run(work)
