@@ -103,7 +103,8 @@ class Process(Owned):
     """A process that was spawned, held by its pidfd.
 
     As a context manager it leaves neither a stray child nor a zombie: at the block's end a child
-    that still runs is killed and reaped. A handle is safe to use from many threads.
+    that still runs is killed and reaped. A handle is safe to use from many threads. In a fork of
+    ours the block's end does nothing: the child is not the fork's.
 
     Attributes:
         pid: its number here; meaningful until it is reaped.
@@ -307,7 +308,7 @@ class Process(Owned):
             os.close(fd)
 
     def _leave(self) -> None:
-        if self._pidfd < 0:
+        if self._pidfd < 0 or not self.is_own():
             return
         try:
             if self._exit is None:

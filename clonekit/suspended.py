@@ -353,12 +353,12 @@ class Suspended(Child):
         if self._pidfd < 0:
             return
         self.state = "it was killed"
+        if not self._is_ours():
+            self._pidfd = -1  # a copy of us may have another file there
+            return
         process = blank(self._argv)
         process.become(self)
-        if self._is_ours():
-            process.__exit__(None, None, None)
-        else:
-            process.close()
+        process.__exit__(None, None, None)
 
     def __del__(self) -> None:
         if getattr(self, "_pidfd", -1) >= 0 and self._is_ours():

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+import clonekit
 from clonekit import Process, Program, spawn
 from clonekit.steps import execute
 
@@ -398,3 +399,40 @@ def test_the_program_is_spawned_where_the_handle_of_the_last_has_gone() -> None:
     gc.collect()
     assert sorted(os.listdir("/proc/self/fd")) == before
     assert not children()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: spawn(["sleep", "1000"]),
+        lambda: spawn(["sleep", "1000"], deadline=60),
+        lambda: spawn(["sleep", "1000"], suspended=True),
+        lambda: clonekit.Popen(["sleep", "1000"]),
+    ],
+    ids=["spawn", "deadline", "suspended", "Popen"],
+)
+@pytest.mark.parametrize("leave", [False, True])
+def test_what_a_fork_of_ours_forgets_or_leaves_closes_and_ends_nothing(
+    *, make: Callable[[], Any], leave: bool
+) -> None:
+    handle = make()
+    number = handle.pidfd
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            signal.alarm(60)
+            os.closerange(3, 1000)  # as a daemon does
+            os.dup2(os.open("/dev/null", os.O_RDONLY), number)
+            if leave:
+                handle.__exit__(None, None, None)
+            del handle
+            gc.collect()
+            os.fstat(number)
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert select.select([number], [], [], 0) == ([], [], [])  # it runs
+    handle.kill()
+    handle.__exit__(None, None, None)
