@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from clonekit.program import Program
 from clonekit.steps.execute import environment, environment_is_ours, paths_of
 
@@ -42,10 +44,13 @@ class Prepared:
             text = None
         if text is None or len(text) > MOST_TEXT:
             return Program.after(self.setup, argv, executable, env)
+        paths = None
         if executable is not None:  # an object may mean another path later
-            executable = tuple(paths_of(argv[0], executable, env))
+            several = type(executable) is tuple
+            executable = tuple(map(os.fspath, executable)) if several else os.fspath(executable)
+            paths = tuple(paths_of(argv[0], executable, env))
         # What has been made had no NUL, so nothing else is as many words and the same text.
-        words = len(argv), text, executable, environment(None)
+        words = len(argv), text, paths, environment(None)
         same = self._programs.get(words)
         if same is None:
             same = Program.after(self.setup, argv, executable, env)
