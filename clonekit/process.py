@@ -6,8 +6,9 @@ import errno
 import os
 import select
 import signal
+import sys
 import time
-from _thread import get_native_id
+from _thread import get_ident
 from os import CLD_DUMPED, CLD_EXITED, CLD_KILLED
 
 from clonekit.linux.abi import NUMBERS, ffi, lib
@@ -121,7 +122,7 @@ class Process(Owned):
         self._pidfd = pidfd
         self.argv = tuple(argv)
         self._exit: Exit | None = None
-        self._waiting: list[int] = []  # the thread of each in waitid, by the kernel's number
+        self._waiting: list[int] = []  # the thread of each that is in waitid
         self._maker = here()
 
     @classmethod
@@ -202,7 +203,7 @@ class Process(Owned):
     def _reap(self, options: int) -> None:
         """Call waitid once, and note what it says."""
         ended = ffi.new("struct ck_exit *")
-        thread = get_native_id()
+        thread = get_ident()
         self._waiting.append(thread)
         try:
             result = lib.ck_wait(self.fileno(), os.WEXITED | options, ended)
@@ -319,6 +320,10 @@ class Process(Owned):
         finally:
             self.close()
 
+    def __del__(self) -> None:
+        if getattr(self, "_pidfd", -1) >= 0 and self.is_own():
+            self.close()
+
     def __repr__(self) -> str:
         state = "running" if self._exit is None else f"ended {self._exit.how}"
         name = f" {os.fsdecode(self.argv[0])!r}" if self.argv else ""
@@ -327,8 +332,7 @@ class Process(Owned):
 
 def is_another_of_ours(thread: int) -> bool:
     """Whether a thread is not this one, and is there: in a fork of ours, it is not."""
-    there: int = lib.ck_raw(NUMBERS["tgkill"], os.getpid(), thread, 0, 0, 0, 0)
-    return there == 0 and thread != get_native_id()
+    return thread != get_ident() and thread in sys._current_frames()  # noqa: SLF001 - documented
 
 
 def blank(argv: Sequence[Any]) -> Process:

@@ -67,7 +67,8 @@ class Owned(Block):
 
     def is_own(self) -> bool:
         """Whether this process has made it."""
-        return is_here(self._maker)
+        maker = self._maker
+        return maker is _here and maker[0] == os.getpid()
 
     def __del__(self) -> None:
         if hasattr(self, "_maker") and self.is_own():
