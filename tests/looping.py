@@ -56,8 +56,9 @@ async def turned() -> None:
 
 async def reaped() -> None:
     """All children were reaped, and what was closed is."""
-    while any("pidfd" in target for target in descriptors().values()):  # noqa: ASYNC110 - the loop has no event for it
-        await asyncio.sleep(0.001)
+    async with asyncio.timeout(60):
+        while any("pidfd" in target for target in descriptors().values()):  # noqa: ASYNC110 - the loop has no event for it
+            await asyncio.sleep(0.001)
     await turned()
 
 
