@@ -1,5 +1,6 @@
 /* Keeping our memory untraceable while a child of lesser credentials has it: H7, P2, P3, P6. */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -7,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
 #include <sys/wait.h>
@@ -27,12 +29,62 @@ static unsigned guarded;                /* children of lesser credentials on our
 static int dumpable_before;
 static uid_t uid_before;
 static gid_t gid_before;
+static int has_restored;
+static uid_t uid_restored;
+static gid_t gid_restored;
+
+static int
+is_proc(int fd)
+{
+    struct statfs system;
+
+    return fstatfs(fd, &system) == 0 && system.f_type == PROC_SUPER_MAGIC;
+}
+
+/* Whether each of our threads has these effective ids: they own its directory in /proc. "No" also
+ * where /proc cannot tell. */
+static int
+all_threads_have(uid_t uid, gid_t gid)
+{
+    DIR *threads = opendir("/proc/self/task");
+    int all = threads && is_proc(dirfd(threads));
+    struct dirent *thread;
+    struct stat status;
+
+    while (all && (thread = readdir(threads))) {
+        if (thread->d_name[0] == '.')
+            continue;
+        if (fstatat(dirfd(threads), thread->d_name, &status, 0) == 0)
+            all = status.st_uid == uid && status.st_gid == gid;
+        else
+            all = errno == ENOENT || errno == ESRCH;
+    }
+    if (threads)
+        closedir(threads);
+    return all;
+}
+
+static int
+dumpable_now(void)
+{
+    int dumpable = prctl(PR_GET_DUMPABLE, 0, 0, 0, 0);
+    uid_t uid = geteuid();
+    gid_t gid = getegid();
+
+    if (dumpable != 1 || !has_restored || (uid == uid_restored && gid == gid_restored))
+        return dumpable;
+    return all_threads_have(uid, gid) ? prctl(PR_GET_DUMPABLE, 0, 0, 0, 0) : 0;     /* P6 */
+}
 
 static void
 restore_dumpable(void)
 {
-    if (dumpable_before == 1 && geteuid() == uid_before && getegid() == gid_before)    /* P6 */
-        prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);
+    if (dumpable_before != 1 || geteuid() != uid_before || getegid() != gid_before)    /* P6 */
+        return;
+    prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);
+    has_restored = 1;
+    uid_restored = uid_before;
+    gid_restored = gid_before;
 }
 
 static void
@@ -74,7 +126,7 @@ ck_raise_guard(uint32_t guard)
     pthread_once(&guard_hooks, install_fork_hooks);
     pthread_mutex_lock(&guard_lock);
     if (guarded++ == 0) {
-        dumpable_before = prctl(PR_GET_DUMPABLE, 0, 0, 0, 0);
+        dumpable_before = dumpable_now();
         uid_before = geteuid();
         gid_before = getegid();
     }
@@ -99,7 +151,6 @@ task_flags(int pid)
 {
     char path[64], text[512], own[16] = "";
     ssize_t length = readlink("/proc/self", own, sizeof own - 1);
-    struct statfs system;
     int fd;
 
     if (length <= 0 || atoi(own) != getpid())
@@ -108,8 +159,7 @@ task_flags(int pid)
     fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return -1;
-    length = fstatfs(fd, &system) == 0 && system.f_type == PROC_SUPER_MAGIC
-                 ? read(fd, text, sizeof text - 1) : -1;
+    length = is_proc(fd) ? read(fd, text, sizeof text - 1) : -1;
     close(fd);
     if (length <= 0)
         return -1;

@@ -14,6 +14,9 @@
  * P6  Another thread may give up our ids in mid-spawn, and libc's broadcast reaches this thread by a
  *     signal; the kernel then makes us untraceable, for good. The guard is raised and lowered with
  *     all signals blocked, and is not lowered by a thread that has other ids than when it rose.
+ *     A thread that the broadcast has not reached yet may lower it and make us dumpable once more,
+ *     until its own ids change. A thread that has the new ones already must not take that for how
+ *     we were: it believes it only when all threads have its ids.
  * P7  A child that waits may die at any moment, also between our look at its state and our order.
  *     An order is given by exchanging the state that was seen: what the kernel wrote is not lost
  *     (driven.c).

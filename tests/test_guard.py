@@ -7,6 +7,7 @@ import os
 import signal
 import struct
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -143,6 +144,31 @@ def test_who_gives_up_root_while_others_spawn_stays_untraceable() -> None:
     for _ in range(40):
         assert apart(attempt) == ""
         next(rounds)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give up root")
+@pytest.mark.parametrize("whose", ["the process's", "one thread's"])
+def test_with_new_ids_we_are_as_dumpable_as_before_only_if_all_threads_have_them(
+    whose: str,
+) -> None:
+    def attempt() -> None:
+        Spec(["true"], uid=NOBODY, gid=NOBODY).spawn().wait()
+        again = Program([system_call("setuid", 1000), execute(["true"])])
+
+        def with_new_ids() -> None:
+            if whose == "the process's":
+                os.setresuid(1000, 1000, 1000)
+            else:
+                call("setresuid", 1000, 1000, 1000)
+            call("prctl", lib.PR_SET_DUMPABLE, 1)
+            for _ in range(2):
+                assert again.spawn().wait().status == 0
+            assert call("prctl", lib.PR_GET_DUMPABLE) == (whose == "the process's")
+
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(with_new_ids).result()
+
+    assert apart(attempt) == ""
 
 
 def test_a_descriptor_that_crosses_the_vector_as_a_number_is_refused() -> None:
