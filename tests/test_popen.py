@@ -426,17 +426,17 @@ def test_a_handler_that_waits_and_signals_at_any_moment_disturbs_nothing() -> No
     try:
         with unchanged():
             signal.setitimer(signal.ITIMER_REAL, 0.0005)
-            for n in range(1500):
-                process = Popen(["sh", "-c", f"exit {n % 7}"])
-                current[:] = [process]
-                process.send_signal(0)
-                assert process.wait(60 if n % 2 else None) == n % 7
-                current.clear()
-            goes_on = False
-            signal.setitimer(signal.ITIMER_REAL, 0)  # one that is pending would be a change
+            try:
+                for n in range(1500):
+                    process = Popen(["sh", "-c", f"exit {n % 7}"])
+                    current[:] = [process]
+                    process.send_signal(0)
+                    assert process.wait(60 if n % 2 else None) == n % 7
+                    current.clear()
+            finally:  # one that is pending would be a change
+                goes_on = False
+                signal.setitimer(signal.ITIMER_REAL, 0)
     finally:
-        goes_on = False
-        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
 
