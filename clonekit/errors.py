@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import builtins
+import errno
 import os
-
-from clonekit.linux.abi import errno_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+
+def errno_name(number: int) -> str:
+    """The name of an errno, as `EPERM` for 1."""
+    return errno.errorcode.get(number, f"errno {number}")
 
 
 class DeclarationError(ValueError):

@@ -11,9 +11,9 @@ import errno
 import os
 import struct
 
-from clonekit.errors import DeclarationError, SpawnError
+from clonekit.errors import DeclarationError, SpawnError, errno_name
 from clonekit.linux import descriptors
-from clonekit.linux.abi import errno_name, lib
+from clonekit.linux.abi import lib
 from clonekit.linux.descriptors import LAST
 from clonekit.linux.execution import check_executable
 from clonekit.linux.flags import CloseRangeFlag, FsAccess

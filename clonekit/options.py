@@ -10,8 +10,7 @@ import argparse
 import errno
 import os
 
-from clonekit.errors import DeclarationError
-from clonekit.linux.abi import errno_name
+from clonekit.errors import DeclarationError, errno_name
 from clonekit.phases import PHASES
 from clonekit.shorthands import SHORTHANDS, applied
 from clonekit.spec import FIELDS, Spec

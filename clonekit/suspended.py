@@ -16,11 +16,11 @@ import threading
 from clonekit.child import DEADLINE, Child, send
 from clonekit.compiled import immediate
 from clonekit.completion import CHANNEL
-from clonekit.errors import DeclarationError, SpawnError, spawn_error
+from clonekit.errors import DeclarationError, SpawnError, errno_name, spawn_error
 from clonekit.explain import one
 from clonekit.failure import details_of, failure, late
 from clonekit.injection import AUXILIARY, MACHINES, Run, injected, placed
-from clonekit.linux.abi import call, errno_name, ffi, lib
+from clonekit.linux.abi import call, ffi, lib
 from clonekit.linux.memory import address as address_of
 from clonekit.manners import INJECTED
 from clonekit.process import blank

@@ -7,7 +7,8 @@ import os
 import re
 import sys
 
-from clonekit.linux.abi import LAST_ERRNO, errno_name
+from clonekit.errors import errno_name
+from clonekit.linux.abi import LAST_ERRNO
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

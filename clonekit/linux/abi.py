@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import os
 
 from clonekit._machine import ffi, lib
+from clonekit.errors import DeclarationError
 
-__all__ = ["NUMBERS", "call", "errno_name", "ffi", "lib", "name_of", "refuse_nul"]
+__all__ = ["NUMBERS", "call", "ffi", "lib", "name_of", "refuse_nul"]
 
 LAST_ERRNO = 4095
 #: The number of each system call on this machine, by name.
@@ -41,16 +41,9 @@ def call(name: str, *arguments: int) -> int:
     return result
 
 
-def errno_name(number: int) -> str:
-    """`EPERM` for 1, and so on."""
-    return errno.errorcode.get(number, f"errno {number}")
-
-
 def refuse_nul(text: bytes, what: str) -> bytes:
     """The text with the NUL that ends it; one inside would cut it short, so it is refused."""
     if b"\0" in text:
-        from clonekit.errors import DeclarationError
-
         msg = f"{what} holds a NUL byte: {text!r}; a C string ends there, so remove it"
         raise DeclarationError(msg)
     return text + b"\0"
